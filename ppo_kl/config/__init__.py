@@ -1,0 +1,31 @@
+"""Everything that can be set: frozen dataclasses with ranges. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.env import EnvConfig
+from ppo_kl.config.objective import ObjectiveConfig
+from ppo_kl.config.policy import PolicyConfig
+from ppo_kl.config.runtime import RuntimeConfig
+from ppo_kl.config.training import TrainingConfig
+
+__all__ = ["EnvConfig", "ObjectiveConfig", "PolicyConfig", "RuntimeConfig", "TrainConfig", "TrainingConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """A whole training run."""
+
+    seed: int = setting(0, at_least=0, below=2**64)
+    """Every random stream of the run is derived from it."""
+    total_steps: int = setting(100_000, at_least=1)
+    """Environment steps to train for; the last rollout is completed, so a run ends at or just after it."""
+    runs_dir: str = "runs"
+    """Runs lie in runs_dir/ENV/OBJECTIVE/seedK."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -1,0 +1,94 @@
+"""What makes a dataclass of settings safe: declared ranges, checked at construction.
+
+Every group of settings is a frozen dataclass that inherits from `Settings`. A field states its range with
+`setting(...)`; a wrong type, a NaN or a value outside the range raises `ConfigError` before anything else happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from ppo_kl.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with a range: open bounds are `above` and `below`, closed ones `at_least` and `at_most`."""
+    bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
+    return dataclasses.field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or the list of what there is where nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+
+
+class Settings:
+    """Base of every frozen dataclass of settings: checks each field's type and range when it is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            checked = check_value(field.name, value, types_of(type(self))[field.name], field.metadata)
+            if checked is not value:
+                object.__setattr__(self, field.name, checked)
+
+
+def types_of(cls: type) -> dict[str, Any]:
+    """The resolved type of each field of a settings class."""
+    return typing.get_type_hints(cls)
+
+
+def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) -> Any:
+    """`value` as `kind`, an int as a float where that is declared; or a `ConfigError` that says what is allowed."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        (kind,) = (a for a in args if a is not type(None))
+        return check_value(key, value, kind, bounds)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key}={value!r}: unknown{nearest(str(value), map(str, args))}", key)
+        return value
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{key}={value!r}: expected a list", key)
+        return tuple(check_value(key, item, args[0], bounds) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{key}={value!r}: expected {kind.__name__}, got {type(value).__name__}", key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(key, value, bounds)
+    return value
+
+
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+def _check_range(key: str, value: float, bounds: Mapping[str, float]) -> None:
+    finite = isinstance(value, int) or math.isfinite(value)
+    if not finite or not all(_HOLDS[sign](value, bound) for sign, bound in bounds.items()):
+        allowed = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
+        raise ConfigError(f"{key}={value!r}: allowed: {allowed or 'a finite number'}", key)

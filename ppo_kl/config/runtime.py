@@ -1,0 +1,31 @@
+"""Where and how the computation runs; nothing here changes what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ppo_kl.config.checked import Settings, setting
+from ppo_kl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Settings):
+    """Device, engine, threads, checkpoints."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:<index>, or auto: cuda where there is one."""
+    engine: Literal["eager"] = "eager"
+    """How a gradient step is run."""
+    num_threads: int = setting(1, at_least=1)
+    """CPU threads inside one PyTorch operation; small networks are fastest with 1."""
+    checkpoint_every: int = setting(100, at_least=1)
+    """Iterations between checkpoints; the end of a run, SIGINT and SIGTERM always save one."""
+    keep_checkpoints: int = setting(3, at_least=1)
+    """How many of the newest stay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, _, index = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
+            raise ConfigError(f"device={self.device!r}: allowed: auto, cpu, cuda, cuda:<index>", "device")

@@ -1,0 +1,101 @@
+"""One pass without gradient after the update: every number about how far the policy moved, on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppo_kl.batch import Batch
+from ppo_kl.objectives.divergence import k1, k2, k3, policy_kl
+from ppo_kl.objectives.objective import Objective
+from ppo_kl.objectives.penalties import gaussian_kl_parts
+from ppo_kl.objectives.reduction import valid_mean
+from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.policies.families import Family
+
+
+@torch.no_grad()
+def kl_before(policy: ActorCritic, family: Family, batch: Batch) -> Tensor:
+    """Mean KL(π_old ‖ π_θ) before the first step, `[]`; anything but rounding means that π_old was not stored well."""
+    pi = family.build(policy(batch.obs).params)
+    return valid_mean(policy_kl(family.build(batch.params_old), pi), batch.valid)
+
+
+@torch.no_grad()
+def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    """How far the update moved the policy, over the whole batch at the new θ.
+
+    `kl/controlled` is the number the controller gets. The tags are explained in `glossary`.
+
+    Args:
+        policy: after the update.
+        family: what the policy's parameters mean.
+        objective: with the λ of this update.
+        batch: the one the update used, `[B]`.
+
+    Returns:
+        `[]` each.
+    """
+    valid = batch.valid
+    pi_old, pi = family.build(batch.params_old), family.build(policy(batch.obs).params)
+    forward, reverse = policy_kl(pi_old, pi, "forward"), policy_kl(pi_old, pi, "reverse")
+    controlled = objective.divergence(pi_old, pi)
+    logp = pi.log_prob(batch.action)
+    log_ratio, ratio = logp - batch.logp_old, (logp - batch.logp_old).exp()
+    output = objective(logp=logp, logp_old=batch.logp_old, adv=batch.adv, kl=controlled, valid=valid)
+
+    def mean(x: Tensor) -> Tensor:
+        return valid_mean(x, valid)
+
+    metrics = {
+        "kl/forward": mean(forward),
+        "kl/forward_max": torch.where(valid, forward, -torch.inf).max(),
+        "kl/forward_p95": torch.where(valid, forward, torch.nan).nanquantile(0.95),
+        "kl/reverse": mean(reverse),
+        "kl/k1": mean(k1(log_ratio)),
+        "kl/k2": mean(k2(log_ratio)),
+        "kl/k3": mean(k3(log_ratio)),
+        "kl/controlled": mean(controlled),
+        "ratio/mean": mean(ratio),
+        "ratio/min": torch.where(valid, ratio, torch.inf).min(),
+        "ratio/max": torch.where(valid, ratio, -torch.inf).max(),
+        "ratio/ess": mean(ratio).square() / mean(ratio.square()),
+        "policy/entropy": mean(pi.entropy()),
+        "value/explained_variance": explained_variance(batch.value_old, batch.ret, valid),
+        **{
+            tag: output.metrics[tag]
+            for tag in ("ratio/clip_fraction", "penalty/lambda", "penalty/loss", "penalty/share")
+        },
+    }
+    if objective.kl_target is not None:
+        metrics["kl/target_ratio"] = metrics["kl/controlled"] / objective.kl_target
+    if objective.kl_band is not None:
+        low, high = (metrics["kl/controlled"].new_tensor(edge) for edge in objective.kl_band)
+        metrics |= {"kl/target_low": low, "kl/target_high": high}
+    parts = gaussian_kl_parts(pi_old, pi)
+    if parts is not None:
+        metrics |= {
+            "kl/mean_part": mean(parts[0]),
+            "kl/scale_part": mean(parts[1]),
+            "policy/scale_mean": mean(pi.stddev.mean(-1)),
+        }
+    return metrics
+
+
+def explained_variance(value: Tensor, ret: Tensor, valid: Tensor) -> Tensor:
+    """1 − Var(ret − V) / Var(ret): 1 is a perfect value function, 0 one that is no better than a constant.
+
+    Args:
+        value: `[B]`.
+        ret: `[B]`.
+        valid: `[B]` bool.
+
+    Returns:
+        `[]`; 0 where the returns do not vary.
+    """
+
+    def variance(x: Tensor) -> Tensor:
+        return valid_mean((x - valid_mean(x, valid)).square(), valid)
+
+    total = variance(ret)
+    return torch.where(total > 0, 1 - variance(ret - value) / total, 0.0)

@@ -1,0 +1,1 @@
+"""Environments: the only place that knows Gymnasium's vector API."""

@@ -1,0 +1,282 @@
+"""YAML layers become one checked TrainConfig; a saved config reloads byte for byte.
+
+Scalars are read by the type that their field declares, so `1e-3` is a number and `no` a word; every complaint names
+file, line, column and key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from ppo_kl.config import TrainConfig
+from ppo_kl.config.checked import Settings, nearest, types_of
+from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
+from ppo_kl.errors import ConfigError
+
+_HERE = Path(__file__).parent
+SHIPPED = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir())
+"""The configs that come with the package: inside it once installed, beside it in a checkout."""
+MAX_BYTES = 1_000_000
+NULL = ("", "~", "null", "none", "None")
+"""How nothing is written where a setting may be nothing."""
+
+
+class Located(NamedTuple):
+    """A YAML value and where it stands."""
+
+    value: dict[str, Located] | list[Located] | str
+    where: str
+
+
+def load_config(
+    *,
+    config: str | None = None,
+    env: str | None = None,
+    objective: str | ObjectiveConfig | None = None,
+    runtime: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainConfig:
+    """One checked configuration from layers; later ones win: config, env, objective, runtime, overrides.
+
+    Args:
+        config: a whole configuration: a file, or a name in configs/recipes; none: the defaults.
+        env: a file, a name in configs/env, or a Gymnasium id; none, and no config: cartpole.
+        objective: a file, a name in configs/objective, or the objective's config itself.
+        runtime: a file, or a name in configs/runtime.
+        overrides: dotted key -> value, as {"training.gamma": 0.98}.
+
+    Raises:
+        ConfigError: an unknown name or key, a wrong type, a value out of range.
+    """
+    if config is None and env is None:
+        env = "cartpole"
+    layers = [] if config is None else [read_yaml(_find("recipes", config, "--config"))]
+    if env is not None:
+        layers.append(_env_layer(env))
+    if isinstance(objective, str):
+        layers.append(read_yaml(_find("objective", objective, "--objective")))
+    if runtime is not None:
+        layers.append(read_yaml(_find("runtime", runtime, "--runtime")))
+    merged = Located({}, "config")
+    for layer in layers:
+        merged = _merge(merged, layer)
+    loaded: TrainConfig = _decode(merged, TrainConfig, "")
+    if isinstance(objective, ObjectiveConfig):
+        loaded = dataclasses.replace(loaded, objective=objective)
+    for key, value in (overrides or {}).items():
+        loaded = _replace(loaded, key.split("."), value, key)
+    return loaded
+
+
+def from_yaml(text: str, where: str) -> TrainConfig:
+    """The configuration in `text`; `where` names it in complaints."""
+    loaded: TrainConfig = _decode(_compose(text, where), TrainConfig, "")
+    return loaded
+
+
+def to_yaml(config: Settings) -> str:
+    """The whole configuration as text that `from_yaml` reads back to an equal one."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def to_dict(config: Settings) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars."""
+    kind = {"kind": config.kind} if isinstance(config, Part) else {}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return kind | {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- which files -----------------------------------------------------------------------------------------------------
+
+
+def _find(group: str, name: str, option: str) -> Path:
+    """The file that `name` means: a path as it is, a bare name in the shipped folder `group`."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and path.name == name:
+        path = SHIPPED / group / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{option} {name}: no such file or name{nearest(name, _shipped(group))}")
+    return path
+
+
+def _shipped(group: str) -> list[str]:
+    return sorted(p.stem for p in (SHIPPED / group).glob("*.yaml"))
+
+
+def _env_layer(env: str) -> Located:
+    """The YAML named `env`, or the one whose environment has that id, or a layer that names just the id."""
+    if re.search(r"-v\d+$", env):
+        for name in _shipped("env"):
+            layer = read_yaml(SHIPPED / "env" / f"{name}.yaml")
+            settings = layer.value.get("env") if isinstance(layer.value, dict) else None
+            if settings and isinstance(settings.value, dict) and settings.value["id"].value == env:
+                return layer
+        where = f"--env {env}"
+        return Located({"env": Located({"id": Located(env, where)}, where)}, where)
+    return read_yaml(_find("env", env, "--env"))
+
+
+# --- YAML, with places ------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> Located:
+    """The file's mapping, every value with its place."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no configuration is")
+        return _compose(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _compose(text: str, where: str) -> Located:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        return Located({}, where)
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{where}:1:1: expected 'key: value' lines")
+    return _locate(root, where, set())
+
+
+def _locate(node: yaml.Node, file: str, seen: set[int]) -> Located:
+    where = f"{file}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+    if id(node) in seen:
+        raise ConfigError(f"{where}: anchors and aliases are not read; write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        items: dict[str, Located] = {}
+        for key, value in node.value:
+            at_key = f"{file}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{at_key}: a key must be a word")
+            if key.value in items:
+                raise ConfigError(f"{at_key}: duplicate key {key.value!r}")
+            located = _locate(value, file, seen)
+            items[key.value] = Located(located.value, at_key if isinstance(value, yaml.MappingNode) else located.where)
+        return Located(items, where)
+    if isinstance(node, yaml.SequenceNode):
+        return Located([_locate(item, file, seen) for item in node.value], where)
+    return Located(node.value, where)
+
+
+def _merge(base: Located, over: Located) -> Located:
+    """`over` on top of `base`, key by key; a part of another kind replaces the whole part."""
+    old, new = base.value, over.value
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return over
+    if "kind" in new and ("kind" not in old or old["kind"].value != new["kind"].value):
+        return over
+    merged = {key: _merge(old[key], value) if key in old else value for key, value in new.items()}
+    return Located({**old, **merged}, over.where)
+
+
+# --- from places to settings ------------------------------------------------------------------------------------------
+
+
+def _decode(node: Located, kind: Any, key: str) -> Any:
+    """The value that `node` means where `kind` is declared; `key` is its dotted name."""
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return _decode_settings(node, kind, key)
+    options = [k for k in typing.get_args(kind) if k is not type(None)]
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return None if node.value in NULL else _decode(node, options[0], key)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(node.value, list):
+            raise ConfigError(f"{node.where}: {key}: expected a list, as [64, 64]")
+        return tuple(_decode(item, options[0], key) for item in node.value)
+    if not isinstance(node.value, str):
+        expected = "a word" if typing.get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{node.where}: {key}: expected {expected}, got {_describe(node)}")
+    return _scalar(node.value, kind, node.where, key)
+
+
+def _scalar(text: str, kind: Any, where: str, key: str) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{where}: {key}: expected true or false, got {text!r}")
+        return text.lower() == "true"
+    if kind not in (int, float):
+        return text
+    try:
+        number = float(text) if kind is float else _whole(text)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{where}: {key}: expected {kind.__name__}, got {text!r}") from None
+    return number
+
+
+def _whole(text: str) -> int:
+    """An integer, also written as 1e5 or 100_000."""
+    if re.fullmatch(r"[+-]?[\d_]+", text):
+        return int(text)
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def _describe(node: Located) -> str:
+    return "a list" if isinstance(node.value, list) else "a group of keys"
+
+
+def _decode_settings(node: Located, cls: type[Settings], key: str) -> Settings:
+    items = node.value
+    if not isinstance(items, dict):
+        raise ConfigError(f"{node.where}: {key or 'config'}: expected a group of keys, got {items!r}")
+    items = dict(items)
+    if cls in KINDS:
+        cls = _part(cls, items.pop("kind", None), node, key)
+    declared = types_of(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for name, value in items.items():
+        dotted = f"{key}.{name}" if key else name
+        if name not in names:
+            raise ConfigError(f"{value.where}: {dotted}: unknown key{nearest(name, names)}")
+        values[name] = _decode(value, declared[name], dotted)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        where = items[error.key].where if error.key in items else node.where
+        raise ConfigError(f"{where}: {key + '.' if key else ''}{error}", error.key) from None
+
+
+def _part(family: Any, kind: Located | None, node: Located, key: str) -> type[Settings]:
+    known = KINDS[family]
+    if kind is None:
+        raise ConfigError(f"{node.where}: {key}: needs a kind (known: {', '.join(sorted(known))})")
+    if kind.value not in known:
+        raise ConfigError(f"{kind.where}: {key}.kind: {kind.value!r} is unknown{nearest(str(kind.value), known)}")
+    return known[str(kind.value)]
+
+
+def _replace(config: Any, path: list[str], value: Any, key: str) -> Any:
+    """A copy of `config` with the setting at `path` replaced."""
+    name, *rest = path
+    names = [f.name for f in dataclasses.fields(config)]
+    if name not in names:
+        raise ConfigError(f"{key}={value!r}: unknown key{nearest(name, names)}")
+    old = getattr(config, name)
+    if rest and not isinstance(old, Settings):
+        raise ConfigError(f"{key}={value!r}: {name} is a value, not a group")
+    try:
+        return dataclasses.replace(config, **{name: _replace(old, rest, value, key) if rest else value})
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}" if not rest else str(error), error.key) from None

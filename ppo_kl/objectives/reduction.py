@@ -1,0 +1,23 @@
+"""How per-sample `[B]` becomes one number: the mean over the rows that count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def valid_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of `x` over the rows that count: Σ valid·x / max(Σ valid, 1).
+
+    Rows that do not count are selected away, not multiplied by zero, so a NaN in them stays out of value and gradient.
+
+    Args:
+        x: `[B]`.
+        valid: `[B]` bool; none: every row counts.
+
+    Returns:
+        `[]`; 0 where no row counts.
+    """
+    if valid is None:
+        return x.mean()
+    return torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)

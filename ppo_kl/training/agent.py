@@ -1,0 +1,387 @@
+"""The agent: policy, objective, normalisers and optimiser in one object that acts, learns, saves and loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_kl import checkpoint
+from ppo_kl.batch import flatten
+from ppo_kl.config import ObjectiveConfig, TrainConfig
+from ppo_kl.diagnostics.measure import kl_before, measure
+from ppo_kl.envs.autoreset import Array, Environments
+from ppo_kl.envs.make import EVALUATION, make_vector_env
+from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
+from ppo_kl.load import from_yaml, load_config, to_yaml
+from ppo_kl.objectives.objective import Objective
+from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.policies.families import describe, family_of, from_description, shape_of_observation
+from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
+from ppo_kl.training.advantages import gae, normalize_advantages
+from ppo_kl.training.collector import Collector, EpisodeStats
+from ppo_kl.training.evaluation import Evaluation, evaluate
+from ppo_kl.training.learner import Learner
+
+STREAMS = {"initialisation": 0, "action": 1, "minibatch": 2, "evaluation": 3}
+"""The run's random streams beside the environments', each its own child of the run's seed."""
+
+
+class Iteration(NamedTuple):
+    """What one iteration of training answers, and what a callback is given."""
+
+    agent: Agent
+    number: int
+    """Iterations done, this one included."""
+    steps: int
+    """Environment steps done."""
+    total_steps: int
+    """Environment steps wanted."""
+    metrics: dict[str, float]
+    """By tag; see `ppo_kl.diagnostics.glossary`."""
+
+
+class Callback(Protocol):
+    """Called after every iteration; training ends when one answers False."""
+
+    def on_iteration(self, state: Iteration) -> bool:
+        """Look at the iteration; False ends the training."""
+
+
+class Agent:
+    """A PPO agent whose objective is a part you swap.
+
+        agent = Agent("CartPole-v1", objective="kl_adaptive")
+        agent.learn(100_000)
+        agent.save("agent.pt")
+        action = Agent.load("agent.pt").act(obs)
+
+    Args:
+        env: a Gymnasium id, a name in configs/env, or a whole `TrainConfig`.
+        objective: a name in configs/objective or the objective's config; none: the configuration's.
+        seed: every random stream is derived from it; none: the configuration's.
+        overrides: dotted key -> value, as {"training.gamma": 0.98}.
+
+    Raises:
+        ConfigError: something is out of range, or there is no such environment, action space or device.
+    """
+
+    _collector: Collector | None
+
+    def __init__(
+        self,
+        env: str | TrainConfig = "CartPole-v1",
+        objective: str | ObjectiveConfig | None = None,
+        *,
+        seed: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        changes = {**({} if seed is None else {"seed": seed}), **(overrides or {})}
+        if isinstance(env, str):
+            config = load_config(env=env, objective=objective, overrides=changes)
+        elif objective is not None or changes:
+            raise ConfigError(
+                "Agent: beside a whole TrainConfig, objective, seed and overrides have no place; set them in it"
+            )
+        else:
+            config = env
+        resolve_device(config.runtime.device)
+        envs = make_vector_env(config.env, config.seed)
+        spaces = {
+            "obs_shape": list(shape_of_observation(envs.observation_space)),
+            "action": describe(family_of(envs.action_space)),
+        }
+        self._build(config, spaces)
+        self._collector = self._collect_from(envs)
+
+    def _build(self, config: TrainConfig, spaces: dict[str, Any]) -> None:
+        """Everything but the environments, which an agent that only acts does not need."""
+        self.config, self.spaces = config, spaces
+        self.device = resolve_device(config.runtime.device)
+        self.family = from_description(spaces["action"])
+        self.obs_shape = tuple(spaces["obs_shape"])
+        training, env = config.training, config.env
+        num_inputs = math.prod(self.obs_shape)
+        self.policy = ActorCritic(num_inputs, self.family, config.policy, self._generator("initialisation", "cpu"))
+        self.policy.to(self.device)
+        self.objective = Objective(config.objective).to(self.device)
+        self.learner = Learner(
+            self.policy,
+            self.family,
+            self.objective,
+            training,
+            self._generator("minibatch", "cpu"),
+            config.runtime.engine,
+        )
+        self.obs_normalizer = ObservationNormalizer(self.obs_shape, env.normalize_obs).to(self.device)
+        self.reward_scaler = RewardScaler(
+            env.num_envs, training.gamma, env.reward_offset, env.reward_scale, env.normalize_reward
+        ).to(self.device)
+        self._action_generator = self._generator("action", self.device)
+        self.steps = self.iterations = 0
+        self._collector = None
+        self._episodes_begun = [0] * env.num_envs
+        self._last100: list[float] = []
+
+    def _generator(self, stream: str, device: torch.device | str) -> torch.Generator:
+        child = np.random.SeedSequence(self.config.seed, spawn_key=(STREAMS[stream],))
+        return torch.Generator(device).manual_seed(int(child.generate_state(1, np.uint64)[0]))
+
+    def _collect_from(self, envs: Environments) -> Collector:
+        return Collector(envs, self.family, self.obs_normalizer, self.config.training.num_steps, self._action_generator)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def learn(self, total_steps: int, callbacks: Iterable[Callback] = ()) -> Agent:
+        """Train for `total_steps` further environment steps (rounded up to whole rollouts), in memory alone.
+
+        `ppo_kl.train` does the same with a run folder, logs and checkpoints.
+        """
+        callbacks = list(callbacks)
+        for state in self.iterations_until(self.steps + total_steps):
+            wishes = [callback.on_iteration(state) for callback in callbacks]
+            if not all(wishes):
+                break
+        return self
+
+    def iterations_until(self, total_steps: int) -> Iterator[Iteration]:
+        """One iteration after the other until `total_steps` environment steps are done."""
+        while self.steps < total_steps:
+            metrics = self.iterate(self.steps / total_steps)
+            yield Iteration(self, self.iterations, self.steps, total_steps, metrics)
+
+    def iterate(self, progress: float = 0.0) -> dict[str, float]:
+        """One iteration: collect, estimate advantages, update, measure, adapt λ, update the normalisers.
+
+        Args:
+            progress: share of training that is done, in [0, 1); moves schedules.
+
+        Returns:
+            The metrics by tag, read from the device once.
+
+        Raises:
+            EnvDataError: an environment sent something that is not finite.
+            DivergedError: too many gradient steps in a row were not finite.
+        """
+        begin = time.perf_counter()
+        training = self.config.training
+        rollout, episodes = self._ready_collector().collect(self.policy)
+        done = rollout.terminated | rollout.truncated
+        adv, ret = gae(
+            self.reward_scaler(rollout.reward),
+            rollout.value,
+            rollout.next_value,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            gamma=training.gamma,
+            gae_lambda=training.gae_lambda,
+        )
+        raw = flatten(rollout, adv, ret, self.obs_normalizer)
+        normalized = raw._replace(adv=normalize_advantages(raw.adv, raw.valid))
+        collected = time.perf_counter()
+
+        before = kl_before(self.policy, self.family, raw)
+        updated = self.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
+        measured = measure(
+            self.policy, self.family, self.objective, raw if training.advantage_norm == "none" else normalized
+        )
+        self.objective.adapt_(measured["kl/controlled"], progress=progress)
+        self.obs_normalizer.update_(rollout.obs.flatten(0, 1), raw.valid)
+        self.reward_scaler.update_(rollout.reward, done, rollout.valid)
+
+        on_device = {
+            "steps": rollout.valid.sum(),
+            "skipped_in_a_row": self.learner.skipped_in_a_row,
+            "kl/before_update": before,
+            **updated,
+            **self.objective.controller_metrics(),
+            **measured,
+        }
+        metrics = dict(zip(on_device, torch.stack([x.double() for x in on_device.values()]).tolist(), strict=True))
+        updating = time.perf_counter()
+        steps, skipped = int(metrics.pop("steps")), int(metrics.pop("skipped_in_a_row"))
+        self.steps += steps
+        self.iterations += 1
+        self._note(episodes)
+        self._require_progress(skipped)
+        return {
+            **metrics,
+            **self._episode_metrics(episodes),
+            "time/steps_per_second": steps / (updating - begin),
+            "time/rollout_seconds": collected - begin,
+            "time/update_seconds": updating - collected,
+        }
+
+    def _ready_collector(self) -> Collector:
+        """The collector; made anew after loading, when every environment begins a new episode."""
+        if self._collector is None:
+            envs = make_vector_env(self.config.env, self.config.seed, first_episode=self._episodes_begun)
+            found = describe(family_of(envs.action_space))
+            if found != self.spaces["action"] or shape_of_observation(envs.observation_space) != self.obs_shape:
+                raise CheckpointError(
+                    f"env.id={self.config.env.id}: spaces {envs.observation_space}, {envs.action_space} are not those "
+                    f"this agent was trained with ({self.spaces})"
+                )
+            self.reward_scaler.running.zero_()
+            self._collector = self._collect_from(envs)
+        return self._collector
+
+    def _note(self, episodes: EpisodeStats) -> None:
+        self._last100 = [*self._last100, *episodes.returns][-100:]
+        if self._collector is not None:
+            self._episodes_begun = self._collector.envs.episodes_begun.tolist()
+
+    def _episode_metrics(self, episodes: EpisodeStats) -> dict[str, float]:
+        """Absent where no episode ended: a mean of nothing is no number."""
+        metrics = {"rollout/episodes": float(len(episodes.returns))}
+        if episodes.returns:
+            metrics["rollout/return_mean"] = float(np.mean(episodes.returns))
+            metrics["rollout/length_mean"] = float(np.mean(episodes.lengths))
+        if self._last100:
+            metrics["rollout/return_last100"] = float(np.mean(self._last100))
+        return metrics
+
+    def _require_progress(self, skipped: int) -> None:
+        if skipped >= self.config.training.max_skipped_steps:
+            raise DivergedError(
+                f"loss or gradient was not finite in the last {skipped} gradient steps (training.max_skipped_steps="
+                f"{self.config.training.max_skipped_steps}), at environment step {self.steps}; weights and optimiser "
+                "are as before the first of them; lower training.lr or kl_target, and go on with --resume"
+            )
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def act(self, obs: Array, *, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
+        """The action for one observation or a batch of them, as the environment takes it.
+
+        Args:
+            obs: `[*obs]` or `[N, *obs]`, as the environment sends it.
+            deterministic: the most likely action; else one drawn from the policy.
+            generator: where to draw from, on the agent's device; none: torch's own.
+
+        Returns:
+            One action, or `[N, ...]`.
+
+        Raises:
+            ValueError: `obs` has another shape.
+        """
+        x = torch.as_tensor(np.asarray(obs), device=self.device)
+        single = tuple(x.shape) == self.obs_shape
+        if not single and tuple(x.shape[1:]) != self.obs_shape:
+            raise ValueError(f"act: obs has shape {tuple(x.shape)}, expected {self.obs_shape} or (N, {self.obs_shape})")
+        params = self.policy.actor(self.obs_normalizer(x[None] if single else x))
+        if deterministic:
+            action = self.family.mode(params)
+        elif generator is None:
+            action = self.family.build(params).sample()
+        else:
+            action = self.family.sample(params, generator)
+        to_env = self.family.to_env(action)
+        return to_env[0] if single else to_env
+
+    def evaluate(self, episodes: int = 10, *, deterministic: bool = True) -> Evaluation:
+        """Whole episodes on environments of their own; changes nothing of the agent, its random streams included."""
+        generator = self._generator("evaluation", self.device)
+        config = dataclasses.replace(self.config.env, vectorization="sync", num_envs=min(episodes, 10))
+        envs = make_vector_env(config, self.config.seed, first_env=EVALUATION)
+        try:
+            return evaluate(
+                lambda obs: np.asarray(self.act(obs, deterministic=deterministic, generator=generator)), envs, episodes
+            )
+        finally:
+            envs.close()
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from, as tensors and plain values; environments begin new episodes."""
+        return {
+            "config": to_yaml(self.config),
+            "spaces": self.spaces,
+            "steps": self.steps,
+            "iterations": self.iterations,
+            "learner": self.learner.state_dict(),
+            "objective": _on_cpu(self.objective.state_dict()),
+            "obs_normalizer": _on_cpu(self.obs_normalizer.state_dict()),
+            "reward_scaler": _on_cpu(self.reward_scaler.state_dict()),
+            "action_generator": self._action_generator.get_state(),
+            "episodes_begun": list(self._episodes_begun),
+            "last100": list(self._last100),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is another agent's: other spaces, or other networks.
+        """
+        if state["spaces"] != self.spaces:
+            raise CheckpointError(f"this agent's spaces are {self.spaces}, the checkpoint's {state['spaces']}")
+        self.learner.load_state_dict(state["learner"])
+        self.objective.load_state_dict(state["objective"])
+        self.obs_normalizer.load_state_dict(state["obs_normalizer"])
+        self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self._action_generator.set_state(state["action_generator"])
+        self.steps, self.iterations = state["steps"], state["iterations"]
+        self._episodes_begun, self._last100 = list(state["episodes_begun"]), list(state["last100"])
+        self.close()
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        checkpoint.save(Path(path), self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | None = None) -> Agent:
+        """The agent in a checkpoint, or in the newest one of a run folder; runs no code from the file.
+
+        Args:
+            path: a checkpoint or a run folder.
+            device: as `runtime.device`; none: where it was trained.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        path = Path(path)
+        state = checkpoint.load(checkpoint.newest(path / "checkpoints") if path.is_dir() else path)
+        config = from_yaml(state["config"], f"{path} (config)")
+        if device is not None:
+            config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+        agent = cls.__new__(cls)
+        agent._build(config, state["spaces"])
+        agent.load_state_dict(state)
+        return agent
+
+    def close(self) -> None:
+        """Close the environments; learning on makes new ones."""
+        if self._collector is not None:
+            self._collector.envs.close()
+            self._collector = None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `runtime.device` means; auto is cuda where there is one.
+
+    Raises:
+        ConfigError: cuda is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device={name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use auto or cpu"
+        )
+    return device
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.cpu().clone() for name, x in state.items()}

@@ -1,0 +1,57 @@
+"""Whole episodes with a policy that stands still, on environments of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_kl.envs.autoreset import Array, Environments
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns and lengths of whole episodes, in the environment's own rewards."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns."""
+        return float(np.std(self.returns))
+
+
+def evaluate(act: Callable[[Array], Array], envs: Environments, episodes: int) -> Evaluation:
+    """The first ⌈episodes / N⌉ or so episodes of each environment, `episodes` in all.
+
+    Each environment contributes a number fixed beforehand: taking whichever episodes end first would favour short ones.
+
+    Args:
+        act: observations `[N, *obs]` -> actions as the environments take them.
+        envs: N environments; closed by the caller.
+        episodes: how many.
+    """
+    N = envs.num_envs
+    wanted = np.full(N, episodes // N)
+    wanted[: episodes % N] += 1
+    done_so_far, returns, lengths = np.zeros(N, int), np.zeros(N), np.zeros(N, int)
+    result = Evaluation([], [])
+    obs = envs.reset()
+    while (done_so_far < wanted).any():
+        step = envs.step(act(obs))
+        obs = step.obs
+        returns += np.where(step.valid, step.reward, 0.0)
+        lengths += step.valid
+        for i in step.final_obs:
+            if done_so_far[i] < wanted[i]:
+                result.returns.append(float(returns[i]))
+                result.lengths.append(int(lengths[i]))
+            done_so_far[i] += 1
+            returns[i], lengths[i] = 0.0, 0
+    return result

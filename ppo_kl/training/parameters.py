@@ -1,0 +1,56 @@
+"""Actor and critic as views of one flat float32 vector: clipping and Adam are then a few operations on one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ppo_kl.errors import CheckpointError
+
+
+class FlatParameters:
+    """One leaf that holds every parameter of a policy, the actor's first.
+
+    The module's own parameters become views of the same memory: it acts with what an optimiser step writes into `flat`.
+
+    Args:
+        policy: its parameters' names begin with `actor.` or `critic.`.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        named = dict(policy.named_parameters())
+        self.names = sorted(named, key=lambda name: not name.startswith("actor."))
+        self.shapes = [named[name].shape for name in self.names]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.num_actor = sum(n for name, n in zip(self.names, self.sizes, strict=True) if name.startswith("actor."))
+        with torch.no_grad():
+            self.flat = torch.cat([named[name].reshape(-1).float() for name in self.names])
+        for name, view in self.split(self.flat).items():
+            named[name].data = view
+        self.flat.requires_grad_()
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of `vector`, `[n]`, by parameter name; differentiable."""
+        pieces = torch.split(vector, self.sizes)
+        return {n: x.view(s) for n, x, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def by_part(self, actor_critic: Tensor) -> Tensor:
+        """One number of the actor and one of the critic, `[2]`, spread over their parameters, `[n]`."""
+        n = len(self.flat)
+        return torch.cat([actor_critic[0].expand(self.num_actor), actor_critic[1].expand(n - self.num_actor)])
+
+    def join(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `split`, on this device.
+
+        Raises:
+            CheckpointError: names or shapes are not this policy's.
+        """
+        expected = {name: tuple(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
+        found = {name: tuple(x.shape) for name, x in named.items()}
+        if expected != found:
+            differing = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            lines = "; ".join(f"{k}: this policy {expected.get(k)}, given {found.get(k)}" for k in differing)
+            raise CheckpointError(f"parameters do not fit this policy: {lines}; nothing was loaded")
+        return torch.cat([named[name].reshape(-1) for name in self.names]).to(self.flat)
