@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,12 @@ class Callback(Protocol):
 
     def on_iteration(self, state: Iteration) -> bool:
         """Look at the iteration; False ends the training."""
+
+
+def all_go_on(callbacks: Sequence[Callback], state: Iteration) -> bool:
+    """Whether no callback wants to end the training; every one is asked."""
+    wishes = [callback.on_iteration(state) for callback in callbacks]
+    return all(wishes)
 
 
 class Agent:
@@ -128,7 +134,7 @@ class Agent:
         self.steps = self.iterations = 0
         self._collector = None
         self._episodes_begun = [0] * env.num_envs
-        self._last100: list[float] = []
+        self.last100: list[float] = []
 
     def _generator(self, stream: str, device: torch.device | str) -> torch.Generator:
         child = np.random.SeedSequence(self.config.seed, spawn_key=(STREAMS[stream],))
@@ -139,15 +145,13 @@ class Agent:
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
-    def learn(self, total_steps: int, callbacks: Iterable[Callback] = ()) -> Agent:
+    def learn(self, total_steps: int, callbacks: Sequence[Callback] = ()) -> Agent:
         """Train for `total_steps` further environment steps (rounded up to whole rollouts), in memory alone.
 
         `ppo_kl.train` does the same with a run folder, logs and checkpoints.
         """
-        callbacks = list(callbacks)
         for state in self.iterations_until(self.steps + total_steps):
-            wishes = [callback.on_iteration(state) for callback in callbacks]
-            if not all(wishes):
+            if not all_go_on(callbacks, state):
                 break
         return self
 
@@ -235,7 +239,7 @@ class Agent:
         return self._collector
 
     def _note(self, episodes: EpisodeStats) -> None:
-        self._last100 = [*self._last100, *episodes.returns][-100:]
+        self.last100 = [*self.last100, *episodes.returns][-100:]
         if self._collector is not None:
             self._episodes_begun = self._collector.envs.episodes_begun.tolist()
 
@@ -245,8 +249,8 @@ class Agent:
         if episodes.returns:
             metrics["rollout/return_mean"] = float(np.mean(episodes.returns))
             metrics["rollout/length_mean"] = float(np.mean(episodes.lengths))
-        if self._last100:
-            metrics["rollout/return_last100"] = float(np.mean(self._last100))
+        if self.last100:
+            metrics["rollout/return_last100"] = float(np.mean(self.last100))
         return metrics
 
     def _require_progress(self, skipped: int) -> None:
@@ -315,7 +319,7 @@ class Agent:
             "reward_scaler": _on_cpu(self.reward_scaler.state_dict()),
             "action_generator": self._action_generator.get_state(),
             "episodes_begun": list(self._episodes_begun),
-            "last100": list(self._last100),
+            "last100": list(self.last100),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -332,7 +336,7 @@ class Agent:
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self._action_generator.set_state(state["action_generator"])
         self.steps, self.iterations = state["steps"], state["iterations"]
-        self._episodes_begun, self._last100 = list(state["episodes_begun"]), list(state["last100"])
+        self._episodes_begun, self.last100 = list(state["episodes_begun"]), list(state["last100"])
         self.close()
 
     def save(self, path: str | Path) -> None:

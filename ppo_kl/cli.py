@@ -1,0 +1,122 @@
+"""The command line: `ppo-kl train | evaluate`. Settings are read and checked before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import tyro
+
+from ppo_kl import __version__
+from ppo_kl.config import TrainConfig
+from ppo_kl.errors import PPOKLError
+from ppo_kl.load import load_config
+
+USAGE = """\
+usage: ppo-kl COMMAND [OPTIONS]
+
+  train      train an agent; without options, CartPole with the adaptive KL penalty
+  evaluate   play whole episodes with a trained agent
+
+ppo-kl COMMAND --help says more."""
+
+TRAIN_HELP = """\
+Train an agent.
+
+Which settings to start from (files, or names of shipped ones):
+  --config FILE     a whole configuration, or a name in configs/recipes
+  --env NAME        a name in configs/env, a file, or a Gymnasium id as Hopper-v5 (default: cartpole)
+  --objective NAME  none, clip, kl_fixed, kl_adaptive, kl_clip, or a file (default: kl_adaptive)
+  --runtime NAME    cpu, cuda, or a file
+  --resume RUN      go on with a run where it stopped
+  --quiet           print nothing
+
+Every single setting is an option below; options win over files."""
+
+_OUTPUT_FAILED = 6
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is that of the error, if there is one."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ppo-kl {__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"ppo-kl: error: no command {arguments[0]!r}\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return command(arguments[1:])
+    except PPOKLError as error:
+        print(f"ppo-kl: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"ppo-kl: error: {error}; earlier checkpoints stay", file=sys.stderr)
+        return _OUTPUT_FAILED
+
+
+def _train(arguments: list[str]) -> int:
+    chosen, rest = _chooser().parse_known_args(arguments)
+    if chosen.resume is not None:
+        named = [name for name in ("config", "env", "objective", "runtime") if getattr(chosen, name) is not None]
+        if rest or named:
+            other = rest[0] if rest else f"--{named[0]}"
+            print(f"ppo-kl: error: --resume goes on with the run's own settings; {other} has no place", file=sys.stderr)
+            return 2
+        from ppo_kl.training.trainer import resume
+
+        return resume(chosen.resume, quiet=chosen.quiet).exit_status
+    config = load_config(config=chosen.config, env=chosen.env, objective=chosen.objective, runtime=chosen.runtime)
+    config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
+    from ppo_kl.training.trainer import train
+
+    return train(config, quiet=chosen.quiet).exit_status
+
+
+def _chooser() -> argparse.ArgumentParser:
+    chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
+    for name in ("config", "env", "objective", "runtime", "resume"):
+        chooser.add_argument(f"--{name}")
+    chooser.add_argument("--quiet", action="store_true")
+    return chooser
+
+
+def evaluate(
+    run: Annotated[str, tyro.conf.Positional],
+    /,
+    episodes: int = 10,
+    stochastic: bool = False,
+    device: str | None = None,
+) -> int:
+    """Play whole episodes with a trained agent, on environments of their own.
+
+    Args:
+        run: a run folder (its newest checkpoint) or a checkpoint.
+        episodes: how many.
+        stochastic: draw actions from the policy instead of taking the most likely ones.
+        device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
+    """
+    from ppo_kl.training.agent import Agent
+
+    agent = Agent.load(run, device=device)
+    result = agent.evaluate(episodes, deterministic=not stochastic)
+    actions = "sampled" if stochastic else "most likely"
+    print(f"{agent.config.env.id}, {agent.config.objective.name}, trained for {agent.steps:,} steps")
+    print(
+        f"return {result.mean:.2f} ± {result.std:.2f} (mean ± SD of {len(result.returns)} episodes, {actions} actions)"
+    )
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    return tyro.cli(evaluate, args=arguments, prog="ppo-kl evaluate")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate}
+"""Command by name."""

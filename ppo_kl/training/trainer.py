@@ -1,0 +1,213 @@
+"""Training with a run folder: logs, checkpoints, signals, and the result written last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+
+from ppo_kl import checkpoint
+from ppo_kl.config import TrainConfig
+from ppo_kl.diagnostics.console import TrainingConsole
+from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
+from ppo_kl.errors import CheckpointError, PPOKLError
+from ppo_kl.training import run_folder
+from ppo_kl.training.agent import Agent, Callback, all_go_on, resolve_device
+
+KL_BEFORE_LIMIT = 1e-5
+"""Nats; a KL above this before the first step is no rounding."""
+
+
+class RunResult(NamedTuple):
+    """What a training run left."""
+
+    folder: Path
+    agent: Agent
+    exit_status: int
+    """0 finished; 130 or 143 stopped by SIGINT or SIGTERM after saving."""
+    result: dict[str, float | None] | None
+    """As in `result.json`; none where the run was stopped."""
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; looked at between iterations."""
+
+    signal: signal.Signals | None = None
+
+
+def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
+    """Train from the start, in a new run folder.
+
+    Args:
+        config: the whole configuration, see `ppo_kl.load_config`.
+        callbacks: asked after every iteration whether to go on.
+        quiet: print nothing.
+
+    Raises:
+        ConfigError: nothing was created.
+        EnvDataError: an environment sent something that is not finite; the last good state is saved.
+        DivergedError: the update stayed non-finite; the last good state is saved.
+    """
+    # What `auto` means here is written down once and used again on resume.
+    device = str(resolve_device(config.runtime.device))
+    config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+    torch.set_num_threads(config.runtime.num_threads)
+    agent = Agent(config)
+    return _run(agent, run_folder.create(config), callbacks, quiet, resumed=False)
+
+
+def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
+    """Go on with a run from its newest checkpoint; environments begin new episodes.
+
+    Args:
+        folder: the run's.
+        callbacks: as `train`.
+        quiet: as `train`.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder}: not a run folder (it has no config.yaml)")
+    agent = Agent.load(folder)
+    done = folder / "result.json"
+    if done.exists():
+        with TrainingConsole(agent.config.total_steps, agent.steps, quiet) as console:
+            console.say(f"{folder}: already done, nothing changed")
+        return RunResult(folder, agent, 0, json.loads(done.read_text()))
+    torch.set_num_threads(agent.config.runtime.num_threads)
+    return _run(agent, folder, callbacks, quiet, resumed=True)
+
+
+def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool, *, resumed: bool) -> RunResult:
+    config = agent.config
+    resumed_at = agent.steps if resumed else None
+    metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads)
+    writers = (
+        TensorBoardWriter(folder, config, resumed_at),
+        JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
+    )
+    begin, exit_status = time.perf_counter(), 1
+    try:
+        with _stop_on_signals() as stop, TrainingConsole(config.total_steps, agent.steps, quiet) as console:
+            console.say(f"Run folder: {folder}")
+            console.say(f"Look at it: {_tensorboard()} --logdir {config.runs_dir}")
+            console.say(_what_runs(agent))
+            for state in agent.iterations_until(config.total_steps):
+                for writer in writers:
+                    writer.write(state.steps, state.number, state.metrics)
+                console.show(state.steps, state.metrics)
+                _warn_of_stale_policy(console, state.metrics["kl/before_update"])
+                if state.number % config.runtime.checkpoint_every == 0:
+                    _save(agent, folder)
+                if stop.signal or not all_go_on(callbacks, state):
+                    break
+            _save(agent, folder)
+            exit_status = 128 + stop.signal if stop.signal else 0
+            if stop.signal:
+                console.say(f"Stopped by {stop.signal.name} at step {agent.steps:,}, saved. Go on with:")
+                console.say(f"ppo-kl train --resume {folder}")
+                return RunResult(folder, agent, exit_status, None)
+            result = _result(agent, folder, time.perf_counter() - begin)
+            console.say(_how_it_ended(result))
+    except SystemExit as ended:
+        exit_status = int(ended.code or 0)
+        raise
+    except PPOKLError as error:
+        exit_status = error.exit_code
+        if agent.steps:
+            _save(agent, folder)
+        raise
+    finally:
+        agent.close()
+        for writer in writers:
+            writer.close(exit_status == 0)
+        metadata.end(exit_status)
+    run_folder.write_json(folder / "result.json", result)
+    return RunResult(folder, agent, 0, result)
+
+
+def _warn_of_stale_policy(console: TrainingConsole, kl_before: float) -> None:
+    if kl_before > KL_BEFORE_LIMIT:
+        console.say(
+            f"warning: KL(π_old ‖ π_θ) before the update is {kl_before:.2g}, not 0: the stored policy is not the one "
+            "that acted"
+        )
+
+
+def _save(agent: Agent, folder: Path) -> None:
+    """Save, then let go of the oldest checkpoints: never the other way round."""
+    agent.save(checkpoint.path_at(folder / "checkpoints", agent.steps))
+    for old in checkpoint.in_order(folder / "checkpoints")[: -agent.config.runtime.keep_checkpoints]:
+        old.unlink()
+
+
+def _tensorboard() -> str:
+    """The command as this shell can run it: bare where it is on the path, else beside our own interpreter."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    beside = Path(sys.executable).parent / "tensorboard"
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m tensorboard.main"
+
+
+def _what_runs(agent: Agent) -> str:
+    config = agent.config
+    samples = config.env.num_envs * config.training.num_steps
+    return (
+        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
+        f"seed {config.seed}, {samples} samples an update, on {agent.device}, "
+        f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}"
+    )
+
+
+def _result(agent: Agent, folder: Path, seconds: float) -> dict[str, float | None]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kls = [row["kl/forward"] for row in rows if row["kl/forward"] is not None]
+    return {
+        "steps": agent.steps,
+        "iterations": agent.iterations,
+        "return_last100": statistics.fmean(agent.last100) if agent.last100 else None,
+        "kl_forward_mean": statistics.fmean(kls) if kls else None,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _how_it_ended(result: dict[str, float | None]) -> str:
+    score = result["return_last100"]
+    learned = "no episode ended" if score is None else f"mean return of the last 100 episodes {score:.1f}"
+    return f"Done: {result['steps']:,} steps in {result['seconds']:.0f} s, {learned}"
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[StopRequest]:
+    """The first SIGINT or SIGTERM asks to stop at the end of the iteration, the second stops at once."""
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.signal is not None:
+            raise SystemExit(128 + number)
+        stop.signal = signal.Signals(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
