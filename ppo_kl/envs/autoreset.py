@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,5 +91,6 @@ class Environments:
         return Step(obs, reward, terminated, truncated, valid, final_obs)
 
     def close(self) -> None:
-        """Close the environments and their processes."""
-        self.env.close()
+        """Close the environments and their processes; processes that are gone already are closed."""
+        with contextlib.suppress(OSError, EOFError):
+            self.env.close()

@@ -55,7 +55,9 @@ class _MakeEnv:
 
     def __call__(self) -> gym.Env[Any, Any]:
         if os.getpid() != self._parent:
-            # Ctrl-C reaches every process of the group, and a forked worker inherits our handlers; the parent decides.
+            # A signal to the process group, as Ctrl-C, is the parent's to answer: it still needs its workers to finish
+            # the iteration. And a forked worker would inherit the parent's handlers.
+            os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return EpisodeSeeds(gym.make(self.env_id), self.seed, self.index, self.episode)

@@ -114,7 +114,7 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
                 _warn_of_stale_policy(console, state.metrics["kl/before_update"])
                 if state.number % config.runtime.checkpoint_every == 0:
                     _save(agent, folder)
-                if stop.signal or not all_go_on(callbacks, state):
+                if not all_go_on(callbacks, state) or stop.signal:
                     break
             _save(agent, folder)
             exit_status = 128 + stop.signal if stop.signal else 0

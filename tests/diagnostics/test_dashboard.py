@@ -1,0 +1,105 @@
+"""TensorBoard, started on two real runs, serves tags, layout and hyper-parameters of both families."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from ppo_kl.config import TrainConfig
+from ppo_kl.config.objective import PRESETS
+from ppo_kl.diagnostics.dashboard import HPARAM_METRICS, LAYOUT, hparam_summaries
+from ppo_kl.diagnostics.glossary import GLOSSARY
+from ppo_kl.load import load_config
+from ppo_kl.training.trainer import train
+
+
+def test_every_tag_on_the_dashboard_is_in_the_glossary():
+    charted = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    assert charted | set(HPARAM_METRICS) <= set(GLOSSARY)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_run_writes_the_same_experiment_whatever_its_objective(name):
+    reference, _, _ = hparam_summaries(TrainConfig())
+    experiment, _, _ = hparam_summaries(TrainConfig(objective=PRESETS[name]))
+    assert experiment == reference
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    """A function that asks TensorBoard's HTTP interface, over a clip and a KL run."""
+    runs = tmp_path_factory.mktemp("runs")
+    for objective in ("kl_adaptive", "clip"):
+        changes = {"total_steps": 768, "runs_dir": str(runs), "training.num_epochs": 1}
+        train(load_config(objective=objective, overrides=changes), quiet=True)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", "0", "--load_fast", "false"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in server.stderr:
+        found = re.search(r"(http://\S+:\d+)/", line)
+        if found:
+            break
+    else:
+        pytest.fail("TensorBoard ended without an address")
+
+    def ask(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{found[1]}/data/plugin/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    yield ask
+    server.terminate()
+    server.wait(10)
+    server.stderr.close()
+
+
+RUNS = {"CartPole-v1/kl_adaptive/seed0", "CartPole-v1/clip/seed0"}
+
+
+def test_it_serves_the_scalars_of_both_runs(ask):
+    tags = ask("scalars/tags")
+    assert set(tags) == RUNS
+    for run in RUNS:
+        assert {"kl/forward", "penalty/lambda", "ratio/clip_fraction", "loss/value", "time/update_seconds"} <= set(
+            tags[run]
+        )
+        unknown = set(tags[run]) - set(GLOSSARY)
+        assert not unknown
+    assert "kl/target_low" in tags["CartPole-v1/kl_adaptive/seed0"]
+    assert "kl/target_low" not in tags["CartPole-v1/clip/seed0"]
+
+
+def test_it_serves_the_points_over_environment_steps(ask):
+    points = ask("scalars/scalars?run=CartPole-v1/kl_adaptive/seed0&tag=kl/forward")
+    assert [step for _, step, _ in points] == [256, 512, 768]
+
+
+def test_it_serves_the_layout_with_the_band(ask):
+    layout = ask("custom_scalars/layout")
+    (category,) = layout["category"]
+    charts = {chart["title"]: chart for chart in category["chart"]}
+    (series,) = charts["KL in its target band"]["margin"]["series"]
+    assert series == {"value": "kl/controlled", "lower": "kl/target_low", "upper": "kl/target_high"}
+    assert charts["λ"]["multiline"]["tag"] == ["penalty/lambda"]
+
+
+def test_it_serves_one_table_with_the_settings_of_both_families(ask):
+    experiment = ask("hparams/experiment", {"experimentName": ""})
+    columns = {info["name"] for info in experiment["hparamInfos"]}
+    assert {
+        "objective.controller.kl_target",
+        "objective.surrogate.clip_eps",
+        "objective.name",
+        "training.lr",
+    } <= columns
+    groups = ask(
+        "hparams/session_groups", {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "sliceSize": 9}
+    )
+    rows = {group["hparams"]["objective.name"]: group["hparams"] for group in groups["sessionGroups"]}
+    assert set(rows) == {"kl_adaptive", "clip"}
+    assert rows["kl_adaptive"]["objective.controller.kl_target"] == 0.01
+    assert rows["clip"]["objective.surrogate.clip_eps"] == 0.2
+    assert "objective.surrogate.clip_eps" not in rows["kl_adaptive"]
