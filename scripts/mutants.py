@@ -1,0 +1,168 @@
+"""Breaks one key line after the other in a copy of the project: a test must fail each time.
+
+A test suite that stays green over a wrong sign is worth nothing; this is the test of the tests.
+
+    python scripts/mutants.py            all of them
+    python scripts/mutants.py "KL"       those whose name holds KL
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutant(NamedTuple):
+    """One broken line."""
+
+    name: str
+    file: str
+    line: str
+    broken: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "truncation is not bootstrapped",
+        "ppo_kl/training/advantages.py",
+        "np.where(ends_for_good, 0.0, following)",
+        "np.where(ends_for_good | truncated.cpu().numpy(), 0.0, following)",
+        "tests/training/test_advantages.py",
+    ),
+    Mutant(
+        "dummy rows count",
+        "ppo_kl/envs/autoreset.py",
+        "valid = ~self._only_resets",
+        "valid = np.ones_like(self._only_resets)",
+        "tests/envs",
+    ),
+    Mutant(
+        "KL direction swapped",
+        "ppo_kl/objectives/divergence.py",
+        'if direction == "forward" else',
+        'if direction != "forward" else',
+        "tests/objectives",
+    ),
+    Mutant(
+        "λ is not clamped",
+        "ppo_kl/objectives/objective.py",
+        "moved = moved.clamp(*self._bounds)",
+        "moved = moved.clone()",
+        "tests/objectives",
+    ),
+    Mutant(
+        "no finite gate",
+        "ppo_kl/training/learner.py",
+        "self._adam(grad, finite & ~(self._stopped & self._stops))",
+        "self._adam(grad, ~(self._stopped & self._stops))",
+        "tests/training/test_learner.py",
+    ),
+    Mutant(
+        "ratio upside down",
+        "ppo_kl/objectives/objective.py",
+        "ratio = (logp - logp_old).clamp",
+        "ratio = (logp_old - logp).clamp",
+        "tests/objectives",
+    ),
+    Mutant(
+        "GAE runs across the end of an episode",
+        "ppo_kl/training/advantages.py",
+        "decay = np.where(goes_on & counts,",
+        "decay = np.where(counts,",
+        "tests/training/test_advantages.py",
+    ),
+    Mutant(
+        "seeds by addition",
+        "ppo_kl/envs/make.py",
+        "np.random.SeedSequence(seed, spawn_key=(env, episode))",
+        "np.random.SeedSequence(seed + env + episode)",
+        "tests/envs",
+    ),
+    Mutant(
+        "advantage sign",
+        "ppo_kl/batch.py",
+        "adv=flat(adv),",
+        "adv=flat(-adv),",
+        "tests/test_batch.py tests/training",
+    ),
+    Mutant(
+        "a NaN value leaks past the end of an episode",
+        "ppo_kl/training/advantages.py",
+        "np.where(ends_for_good, 0.0, following)",
+        "(1 - ends_for_good) * following",
+        "tests/training/test_advantages.py",
+    ),
+    Mutant(
+        "padding counts in the loss",
+        "ppo_kl/objectives/reduction.py",
+        "    if valid is None:",
+        "    if valid is not None or valid is None:",
+        "tests/objectives",
+    ),
+    Mutant(
+        "λ moves in forward",
+        "ppo_kl/objectives/objective.py",
+        "        with torch.no_grad():\n            outside =",
+        "        with torch.no_grad():\n            self.kl_lambda.mul_(1.01)\n            outside =",
+        "tests/objectives",
+    ),
+    Mutant(
+        "the observation normaliser moves before the update",
+        "ppo_kl/training/agent.py",
+        "        raw = flatten(rollout, adv, ret, self.obs_normalizer)",
+        "        self.obs_normalizer.update_(rollout.obs.flatten(0, 1), rollout.valid.flatten())\n"
+        "        raw = flatten(rollout, adv, ret, self.obs_normalizer)",
+        "tests/training/test_agent.py",
+    ),
+    Mutant(
+        "a checkpoint is written in place",
+        "ppo_kl/checkpoint.py",
+        "        os.replace(name, path)",
+        "        Path(path).write_bytes(Path(name).read_bytes())",
+        "tests/test_checkpoint.py",
+    ),
+)
+
+
+def passes(tree: Path, tests: str) -> bool:
+    """Whether the tests pass on the project in `tree`."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        sys.exit(f"mutants.py: pytest itself failed:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main(wanted: str) -> int:
+    """Break, test, mend; the number of mutants that no test noticed."""
+    chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "project"
+        skip = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
+        shutil.copytree(ROOT, tree, ignore=skip)
+        if not passes(tree, " ".join(dict.fromkeys(path for mutant in chosen for path in mutant.tests.split()))):
+            sys.exit("mutants.py: the tests fail without any mutant; mend that first")
+        survivors = []
+        for mutant in chosen:
+            path = tree / mutant.file
+            text = path.read_text()
+            if text.count(mutant.line) != 1:
+                sys.exit(f"mutants.py: {mutant.file} holds {text.count(mutant.line)} times: {mutant.line!r}")
+            path.write_text(text.replace(mutant.line, mutant.broken))
+            noticed = not passes(tree, mutant.tests)
+            path.write_text(text)
+            print(f"{'noticed ' if noticed else 'SURVIVED'}  {mutant.name}", flush=True)
+            survivors += [] if noticed else [mutant]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed")
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -1,0 +1,90 @@
+"""The update stays on its device: no tensor of another one, and no value read per minibatch.
+
+This needs no GPU: on the meta device any tensor that was made on the CPU is an error, and a dispatch mode
+sees every value that is read to the host.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppo_kl.batch import Batch
+from ppo_kl.config import PolicyConfig, TrainingConfig
+from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.training import KLStop
+from ppo_kl.diagnostics.measure import kl_before, measure
+from ppo_kl.objectives import Objective
+from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.normalize import ObservationNormalizer
+from ppo_kl.training.learner import Learner
+
+FAMILIES = (CategoricalFamily(3), GaussianFamily((-1.0, -1.0), (1.0, 1.0), (2,)))
+
+
+def parts(family, objective, device, **training):
+    generator = torch.Generator().manual_seed(0)
+    policy = ActorCritic(4, family, PolicyConfig(hidden_sizes=(8,)), generator).to(device)
+    learner = Learner(policy, family, Objective(PRESETS[objective]).to(device), TrainingConfig(**training), generator)
+    obs = torch.randn(64, 4, generator=generator).to(device)
+    with torch.no_grad():
+        params, value, _ = policy(obs)
+        on_cpu = params if device == "cpu" else torch.zeros(64, family.num_params)
+        action = family.sample(on_cpu, generator).to(device)
+        logp = family.build(params).log_prob(action)
+    valid = (torch.arange(64) % 5 > 0).to(device)
+    adv = torch.randn(64, generator=generator).to(device)
+    return learner, Batch(obs, action, logp, params, adv, value + adv, value, valid)
+
+
+TRAINING = (
+    {},
+    {"clip_grad": "apart", "advantage_norm": "minibatch", "value_clip": 0.2, "ent_coef": 0.01, "lr_schedule": "linear"},
+    {"max_grad_norm": None, "kl_stop": KLStop("last_minibatch", 0.01, 1.0, "actor")},
+)
+
+
+@pytest.mark.parametrize("training", TRAINING, ids=["default", "everything", "actor stops"])
+@pytest.mark.parametrize("objective", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES, ids=["categorical", "gaussian"])
+def test_no_tensor_of_another_device_enters_a_step_or_a_measurement(family, objective, training):
+    learner, batch = parts(family, objective, "meta", **training)
+    learner.step(batch, torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta"))
+    metrics = measure(learner.policy, family, learner.objective, batch)
+    metrics |= learner.objective.controller_metrics() | {"before": kl_before(learner.policy, family, batch)}
+    learner.objective.adapt_(metrics["kl/controlled"])
+    normalizer = ObservationNormalizer((4,), enabled=True).to("meta")
+    metrics |= {"obs": normalizer(batch.obs), "λ": learner.objective.kl_lambda}
+    assert {x.device.type for x in metrics.values()} == {"meta"}
+
+
+class CountHostReads(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def reads_of(what):
+    with CountHostReads() as counter:
+        what()
+    return counter.reads
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["categorical", "gaussian"])
+def test_a_gradient_step_and_adapt_read_nothing(family):
+    learner, batch = parts(family, "kl_adaptive", "cpu")
+    index, valid = torch.arange(16), torch.ones(16, dtype=torch.bool)
+    assert reads_of(lambda: learner.step(batch, index, valid)) == 0
+    assert reads_of(lambda: learner.objective.adapt_(torch.tensor(0.1))) == 0
+    assert reads_of(lambda: measure(learner.policy, family, learner.objective, batch)) == 0
+    assert reads_of(lambda: batch.adv.sum().item()) == 1  # the counter counts
+
+
+def test_the_reads_of_an_update_do_not_grow_with_its_minibatches():
+    few, batch = parts(FAMILIES[0], "kl_adaptive", "cpu", minibatch_size=64, num_epochs=1)
+    many, _ = parts(FAMILIES[0], "kl_adaptive", "cpu", minibatch_size=4, num_epochs=3)
+    assert reads_of(lambda: many.update(batch, 0.0)) == reads_of(lambda: few.update(batch, 0.0)) <= 1
