@@ -71,8 +71,9 @@ def load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({reason})") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{path}: checkpoint format {found!r}, this version reads {FORMAT_VERSION}")

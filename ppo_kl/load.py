@@ -71,9 +71,8 @@ def load_config(
     loaded: TrainConfig = _decode(merged, TrainConfig, "")
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
-    for key, value in (overrides or {}).items():
-        loaded = _replace(loaded, key.split("."), value, key)
-    return loaded
+    overridden: TrainConfig = _override(loaded, overrides or {})
+    return overridden
 
 
 def from_yaml(text: str, where: str) -> TrainConfig:
@@ -267,16 +266,30 @@ def _part(family: Any, kind: Located | None, node: Located, key: str) -> type[Se
     return known[str(kind.value)]
 
 
-def _replace(config: Any, path: list[str], value: Any, key: str) -> Any:
-    """A copy of `config` with the setting at `path` replaced."""
-    name, *rest = path
+def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of `config` with settings replaced, all of a group at once, so that their order does not matter.
+
+    Args:
+        config: a group of settings.
+        changes: dotted key -> value, below this group.
+        prefix: the group's own dotted name, with a dot.
+    """
     names = [f.name for f in dataclasses.fields(config)]
-    if name not in names:
-        raise ConfigError(f"{key}={value!r}: unknown key{nearest(name, names)}")
-    old = getattr(config, name)
-    if rest and not isinstance(old, Settings):
-        raise ConfigError(f"{key}={value!r}: {name} is a value, not a group")
+    values: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        if name not in names:
+            raise ConfigError(f"{prefix}{key}={value!r}: unknown key{nearest(name, names)}")
+        if rest and not isinstance(getattr(config, name), Settings):
+            raise ConfigError(f"{prefix}{key}={value!r}: {prefix}{name} is a value, not a group")
+        if rest:
+            groups.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    for name, below in groups.items():
+        values[name] = _override(values.get(name, getattr(config, name)), below, f"{prefix}{name}.")
     try:
-        return dataclasses.replace(config, **{name: _replace(old, rest, value, key) if rest else value})
+        return dataclasses.replace(config, **values)
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}" if not rest else str(error), error.key) from None
+        raise ConfigError(f"{prefix}{error}", error.key) from None

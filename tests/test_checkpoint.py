@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -184,6 +185,22 @@ def test_any_bytes_are_refused(tmp_path_factory, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
         checkpoint.load(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_flipped_bit_raises_nothing_but_a_checkpoint_error(path):
+    checkpoint.save(path, state(text="x" * 500, more=torch.arange(500)))
+    whole, rng = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            checkpoint.load(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 0
 
 
 def test_a_folder_in_a_checkpoints_place_is_refused(path):

@@ -120,6 +120,21 @@ class Clock(gym.Env[np.ndarray, int]):
         return self._obs(), reward, over and self.terminates, over and not self.terminates, {}
 
 
+class Bandit(gym.Env[np.ndarray, int]):
+    """One step, whose reward is 1 for action 2 and 0 for the others."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.ones(1, np.float32), float(action == 2), True, False, {}
+
+
 FAULTY_ENV, FAULTY_STEP = 1, 5
 """Where a `Faulty` sends its fault: at the sixth step of environment 1."""
 
@@ -161,6 +176,7 @@ _register("Counter", Counter)
 _register("CopyingCounter", Counter, in_place=False)
 _register("Truncated", Clock)
 _register("Terminated", Clock, terminates=True, shows_time=True)
+_register("Bandit", Bandit)
 _register("OneStep", Clock, length=1, terminates=True)
 _register("Endless", Clock, length=None)
 _register("Long", Clock, length=20, slope=0.5)

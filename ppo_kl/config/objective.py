@@ -164,7 +164,8 @@ def preset(name: str, **settings: Any) -> ObjectiveConfig:
     if name not in PRESETS:
         raise ConfigError(f"objective={name!r}: unknown preset{nearest(name, PRESETS)}")
     config = PRESETS[name]
-    parts = {key: getattr(config, key) for key in ("surrogate", "penalty", "controller")}
+    parts: dict[str, Part] = {key: getattr(config, key) for key in ("surrogate", "penalty", "controller")}
+    changes: dict[str, dict[str, Any]] = {key: {} for key in parts}
     for setting_name, value in settings.items():
         owners = [key for key, part in parts.items() if setting_name in _names(part)]
         if len(owners) != 1:
@@ -173,8 +174,10 @@ def preset(name: str, **settings: Any) -> ObjectiveConfig:
             raise ConfigError(
                 f"{setting_name}={value!r}: objective {name!r} has no one such setting{hint}", setting_name
             )
-        parts[owners[0]] = dataclasses.replace(parts[owners[0]], **{setting_name: value})
-    return dataclasses.replace(config, **parts)
+        changes[owners[0]][setting_name] = value
+    # All settings of a part at once, so that two that depend on each other may come in any order.
+    replaced: dict[str, Any] = {key: dataclasses.replace(part, **changes[key]) for key, part in parts.items()}
+    return dataclasses.replace(config, **replaced)
 
 
 def _names(part: Part) -> list[str]:

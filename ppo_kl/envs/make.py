@@ -33,7 +33,11 @@ def episode_seed(seed: int, env: int, episode: int) -> int:
 
 
 class EpisodeSeeds(gym.Wrapper[Any, Any, Any, Any]):
-    """Resets episode k of environment i from `episode_seed(seed, i, k)`, also where the reset is automatic."""
+    """Resets episode k of environment i from `episode_seed(seed, i, k)`, also where the reset is automatic.
+
+    The last observation of an episode is handed out as a copy: with SAME_STEP the next episode begins before anybody
+    has read it, in an environment that may write all its observations into one array.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, episode: int) -> None:
         super().__init__(env)
@@ -44,6 +48,11 @@ class EpisodeSeeds(gym.Wrapper[Any, Any, Any, Any]):
         this_episode = episode_seed(self._seed, self._index, self._episode)
         self._episode += 1
         return self.env.reset(seed=this_episode, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return np.array(obs) if terminated or truncated else obs, reward, terminated, truncated, info
 
 
 class _MakeEnv:

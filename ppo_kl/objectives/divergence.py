@@ -23,7 +23,7 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
         `[B]`, summed over action dimensions.
 
     Raises:
-        ValueError: the batch shapes differ or are not `[B]`.
+        ValueError: the shapes differ, or the batch shape is not `[B]`.
         NotImplementedError: torch knows no KL for this pair; its names are in the message.
 
     Source: Schulman 2017 (arXiv:1707.06347), eq. 8.
@@ -33,6 +33,9 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
             f"policy_kl: batch shapes {tuple(pi_old.batch_shape)} (old) and {tuple(pi.batch_shape)} (new) must both be "
             "(B,); wrap a distribution over several action dimensions in torch.distributions.Independent(pi, 1)"
         )
+    sizes = [(tuple(d.event_shape), tuple(getattr(d, "param_shape", ()))) for d in (pi_old, pi)]
+    if type(pi_old) is type(pi) and sizes[0] != sizes[1]:
+        raise ValueError(f"policy_kl: event and parameter shapes {sizes[0]} (old) and {sizes[1]} (new) must be equal")
     p, q = (pi_old, pi) if direction == "forward" else (pi, pi_old)
     try:
         return kl_divergence(p, q)

@@ -169,6 +169,8 @@ def family_of(space: spaces.Space[Any]) -> CategoricalFamily | GaussianFamily:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ConfigError(f"action space {space}: Box actions need finite bounds on both sides")
         shape = tuple(int(size) for size in space.shape)
+        if 0 in shape:
+            raise ConfigError(f"action space {space}: empty")
         return GaussianFamily(tuple(low.tolist()), tuple(high.tolist()), shape, str(space.dtype))
     raise ConfigError(f"action space {space}: not supported; supported are Discrete and Box of floats")
 

@@ -59,7 +59,8 @@ class ObservationNormalizer(nn.Module):
         if self.moments is None:
             return obs
         std = (self.moments.var + EPS).sqrt()
-        return ((obs - self.moments.mean) / std).clamp(-CLIP, CLIP).float()
+        normalized = ((obs - self.moments.mean) / std).clamp(-CLIP, CLIP).float()
+        return torch.where(self.moments.count > 0, normalized, obs)
 
     def update_(self, obs: Tensor, valid: Tensor) -> None:
         """Take in the observations `[B, *shape]` of the rows that count, `valid` `[B]` bool."""
@@ -91,8 +92,9 @@ class RewardScaler(nn.Module):
         """`[T, N]` -> the same, float32."""
         reward = (reward + self.offset) * self.scale
         if self.moments is None:
-            return reward
-        return (reward / (self.moments.var + EPS).sqrt()).clamp(-CLIP, CLIP).float()
+            return reward.float()
+        normalized = (reward / (self.moments.var + EPS).sqrt()).clamp(-CLIP, CLIP)
+        return torch.where(self.moments.count > 0, normalized, reward).float()
 
     @torch.no_grad()
     def update_(self, reward: Tensor, done: Tensor, valid: Tensor) -> None:

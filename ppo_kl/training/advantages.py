@@ -43,14 +43,16 @@ def gae(
     r, v, following = (x.double().cpu().numpy() for x in (reward, value, next_value))
     ends_for_good, counts = terminated.cpu().numpy(), valid.cpu().numpy()
     goes_on = ~(ends_for_good | truncated.cpu().numpy())
-    delta = np.where(counts, r + gamma * np.where(ends_for_good, 0.0, following) - v, 0.0)
-    decay = np.where(goes_on & counts, gamma * gae_lambda, 0.0)
-    adv = np.zeros_like(delta)
-    trace = np.zeros(delta.shape[1:])
-    for t in range(len(delta) - 1, -1, -1):
-        trace = delta[t] + decay[t] * trace
-        adv[t] = trace
-    ret = np.where(counts, adv + v, 0.0)
+    goes_on &= counts
+    # `where` and not a product: a value that is not finite must not leak through 0 · NaN into another episode.
+    with np.errstate(invalid="ignore"):
+        delta = np.where(counts, r + gamma * np.where(ends_for_good, 0.0, following) - v, 0.0)
+        adv = np.zeros_like(delta)
+        trace = np.zeros(delta.shape[1:])
+        for t in range(len(delta) - 1, -1, -1):
+            trace = delta[t] + np.where(goes_on[t], gamma * gae_lambda * trace, 0.0)
+            adv[t] = trace
+        ret = np.where(counts, adv + v, 0.0)
     advantages, returns = (torch.from_numpy(x).to(reward.device, torch.float32) for x in (adv, ret))
     return advantages, returns
 
@@ -65,6 +67,9 @@ def normalize_advantages(adv: Tensor, valid: Tensor) -> Tensor:
     Returns:
         `[B]`; 0 in rows that do not count.
     """
-    centred = torch.where(valid, adv - valid_mean(adv, valid), 0.0)
+    # float64, and an ε that grows with the mean: what rounding leaves of equal advantages must not be blown up to 1.
+    wide = adv.double()
+    mean = valid_mean(wide, valid)
+    centred = torch.where(valid, wide - mean, 0.0)
     std = valid_mean(centred.square(), valid).sqrt()
-    return centred / (std + 1e-8)
+    return (centred / (std + 1e-8 * (1 + mean.abs()))).to(adv.dtype)

@@ -323,21 +323,29 @@ class Agent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Take over what `state_dict` gave; all of it or nothing.
 
         Raises:
-            CheckpointError: it is another agent's: other spaces, or other networks.
+            CheckpointError: something is missing, or it is another agent's: other spaces, networks or settings.
         """
-        if state["spaces"] != self.spaces:
-            raise CheckpointError(f"this agent's spaces are {self.spaces}, the checkpoint's {state['spaces']}")
+        before = self.state_dict()
+        try:
+            if state["spaces"] != self.spaces:
+                raise CheckpointError(f"this agent's spaces are {self.spaces}, the checkpoint's {state['spaces']}")
+            self._take(state)
+        except (KeyError, RuntimeError, TypeError, ValueError, CheckpointError) as error:
+            self._take(before)
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(f"checkpoint does not fit this agent: {reason}; nothing was loaded") from error
+        self.close()
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
-        self.objective.load_state_dict(state["objective"])
-        self.obs_normalizer.load_state_dict(state["obs_normalizer"])
-        self.reward_scaler.load_state_dict(state["reward_scaler"])
+        for name in ("objective", "obs_normalizer", "reward_scaler"):
+            getattr(self, name).load_state_dict(state[name])
         self._action_generator.set_state(state["action_generator"])
         self.steps, self.iterations = state["steps"], state["iterations"]
         self._episodes_begun, self.last100 = list(state["episodes_begun"]), list(state["last100"])
-        self.close()
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -356,6 +364,9 @@ class Agent:
         """
         path = Path(path)
         state = checkpoint.load(checkpoint.newest(path / "checkpoints") if path.is_dir() else path)
+        missing = {"config", "spaces"} - state.keys()
+        if missing:
+            raise CheckpointError(f"{path}: {', '.join(sorted(missing))} is missing; not an agent's checkpoint")
         config = from_yaml(state["config"], f"{path} (config)")
         if device is not None:
             config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))

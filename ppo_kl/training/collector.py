@@ -100,7 +100,9 @@ class Collector:
             self.episodes.add(step.reward, (step.terminated | step.truncated) & step.valid, step.valid)
             obs = step.obs
         self._obs = obs
-        self._require_finite(obs_seen, reward, obs, final_obs)
+        _require_finite(obs_seen, reward, obs, final_obs)
+        if not valid.any():
+            return self.collect(policy)  # every environment was only reset: nothing to learn from yet
 
         flat_obs = torch.from_numpy(obs_seen).to(device)
         params, value, _ = policy(self.normalize(flat_obs.flatten(0, 1)))
@@ -134,18 +136,16 @@ class Collector:
             next_value[t, i] = bootstrap[len(last) :]
         return next_value
 
-    def _require_finite(self, obs: Array, reward: Array, last: Array, final_obs: dict[tuple[int, int], Array]) -> None:
-        per_env = obs.reshape(*reward.shape, -1)
-        for name, bad in (("reward", ~np.isfinite(reward)), ("observation", ~np.isfinite(per_env).all(-1))):
-            if bad.any():
-                t, i = (int(k) for k in np.argwhere(bad)[0])
-                value = reward[t, i] if name == "reward" else per_env[t, i]
-                raise EnvDataError(
-                    f"{name} of environment {i} is {value} at step {t} of this rollout; no update was made with it, "
-                    "weights and checkpoints are as before; mend the environment and go on with --resume"
-                )
-        if not all(np.isfinite(x).all() for x in (last, *final_obs.values())):
-            raise EnvDataError(
-                "an observation at the end of this rollout or of an episode in it is not finite; no update was made "
-                "with it, weights and checkpoints are as before; mend the environment and go on with --resume"
-            )
+
+def _require_finite(obs: Array, reward: Array, last: Array, final_obs: dict[tuple[int, int], Array]) -> None:
+    """Refuse a rollout that holds a NaN or an infinity, naming environment and step."""
+    T, N = reward.shape
+    answered = np.concatenate([obs, last[None].astype(np.float32)]).reshape(T + 1, N, -1)
+    found = [("reward", t, i, reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
+    found += [("observation", t, i, answered[t, i]) for t, i in np.argwhere(~np.isfinite(answered).all(-1))]
+    found += [("observation", t + 1, i, x) for (t, i), x in final_obs.items() if not np.isfinite(x).all()]
+    for name, t, i, value in found[:1]:
+        raise EnvDataError(
+            f"{name} of environment {i} is {value} at step {t} of this rollout; no update was made with it, weights "
+            "and checkpoints are as before; mend the environment and go on with --resume"
+        )

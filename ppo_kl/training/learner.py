@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ppo_kl.batch import Batch, minibatches
 from ppo_kl.config.training import TrainingConfig
+from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.objectives.reduction import valid_mean
@@ -80,7 +81,7 @@ class Learner:
             buffer.zero_()
         torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
         valid_index = batch.valid.nonzero().squeeze(-1)
-        for _ in range(config.num_epochs):
+        for _ in range(config.num_epochs if len(valid_index) else 0):
             for index, valid in zip(*minibatches(valid_index, config.minibatch_size, self.generator), strict=True):
                 self._step(batch, index, valid)
             if self._stop_above is not None:
@@ -190,15 +191,26 @@ class Learner:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; all of it or nothing."""
-        join = self.parameters.join
-        flat, exp_avg, exp_avg_sq = join(state["policy"]), join(state["exp_avg"]), join(state["exp_avg_sq"])
-        self.parameters.flat.copy_(flat)
-        self.exp_avg.copy_(exp_avg)
-        self.exp_avg_sq.copy_(exp_avg_sq)
-        self.adam_steps.copy_(state["adam_steps"])
-        self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
-        self.generator.set_state(state["generator"])
+        """Take over what `state_dict` gave; all of it or nothing.
+
+        Raises:
+            CheckpointError: names or shapes are not this learner's.
+        """
+        new = {
+            "policy": (self.parameters.flat, self.parameters.join(state["policy"])),
+            "exp_avg": (self.exp_avg, self.parameters.join(state["exp_avg"])),
+            "exp_avg_sq": (self.exp_avg_sq, self.parameters.join(state["exp_avg_sq"])),
+            "adam_steps": (self.adam_steps, state["adam_steps"]),
+            "skipped_in_a_row": (self.skipped_in_a_row, state["skipped_in_a_row"]),
+        }
+        for name, (old, value) in new.items():
+            if old.shape != value.shape:
+                raise CheckpointError(f"{name}: shape {tuple(value.shape)}, expected {tuple(old.shape)}")
+        generator = torch.Generator()
+        generator.set_state(state["generator"])
+        self.generator = generator
+        for old, value in new.values():
+            old.copy_(value)
 
 
 def value_loss(value: Tensor, value_old: Tensor, ret: Tensor, value_clip: float | None) -> Tensor:

@@ -91,7 +91,13 @@ def test_a_controller_with_nothing_to_multiply_is_refused(controller):
 
 @pytest.mark.parametrize(
     ("field", "part"),
-    [("surrogate", ForwardKL()), ("penalty", Fixed()), ("controller", Clip()), ("surrogate", None), ("penalty", "none")],
+    [
+        ("surrogate", ForwardKL()),
+        ("penalty", Fixed()),
+        ("controller", Clip()),
+        ("surrogate", None),
+        ("penalty", "none"),
+    ],
 )
 def test_a_part_of_the_wrong_family_is_refused(field, part):
     with pytest.raises(ConfigError) as error:
@@ -172,7 +178,7 @@ def test_a_setting_of_another_objective_is_refused(name, setting):
 
 
 def test_a_penalty_coefficient_without_a_penalty_is_refused():
-    with pytest.raises(ConfigError, match="kl_lambda=0.5"):
+    with pytest.raises(ConfigError, match=r"kl_lambda=0\.5"):
         preset("clip", kl_lambda=0.5)
 
 

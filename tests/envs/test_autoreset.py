@@ -172,7 +172,7 @@ def test_a_second_reset_forgets_that_an_episode_had_ended():
     envs.close()
 
 
-# --- CartPole's own vector environment, which knows NEXT_STEP alone ----------------------------------------------------
+# --- CartPole's own vector environment, which knows NEXT_STEP alone ---------------------------------------------------
 
 
 def native_cartpole(steps: int) -> list[Step]:
@@ -199,7 +199,7 @@ def test_native_cartpole_ends_each_episode_out_of_bounds_and_begins_the_next_nea
             assert np.abs(after.obs[i]).max() <= 0.05
 
 
-# --- environments that do not say how they reset -----------------------------------------------------------------------
+# --- environments that do not say how they reset ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metadata", [{}, {"autoreset_mode": None}, {"autoreset_mode": "NextStep"}])

@@ -90,9 +90,7 @@ def test_environments_of_a_run_that_goes_on_begin_with_the_episodes_that_are_nex
 
 def test_environments_may_begin_at_a_later_index():
     envs = make_vector_env(env_config("CartPole-v1"), 5, first_env=EVALUATION)
-    np.testing.assert_array_equal(
-        envs.reset(), [lone_cartpole(5, EVALUATION, 0), lone_cartpole(5, EVALUATION + 1, 0)]
-    )
+    np.testing.assert_array_equal(envs.reset(), [lone_cartpole(5, EVALUATION, 0), lone_cartpole(5, EVALUATION + 1, 0)])
 
 
 def test_a_run_cannot_go_on_with_another_number_of_environments():
@@ -107,5 +105,5 @@ def test_an_environment_that_does_not_exist_is_refused_by_its_id(vectorization):
 
 
 def test_an_environment_without_a_vector_entry_point_is_refused_as_native():
-    with pytest.raises(ConfigError, match="toy/Counter-v0.*native"):
+    with pytest.raises(ConfigError, match=r"toy/Counter-v0.*native"):
         make_vector_env(env_config("Counter", vectorization="native"), SEED)

@@ -32,7 +32,7 @@ def test_adaptive_is_the_rule_of_the_paper(kl, expected):
     [(1.0, 1.0), (1.0000001, 2.0), (0.25, 1.0), (0.24999999, 0.5)],
 )
 def test_on_an_edge_of_the_band_lambda_stays(kl, expected):
-    # d = 0.5 and b = 2 put the edges on numbers that float32 holds exactly: 1 and 0.25; the others are their neighbours.
+    # With d = 0.5 and b = 2 the edges are numbers that float32 holds exactly, 1 and 0.25; the others are neighbours.
     assert moved(kl, kl_target=0.5, band=2.0) == expected
 
 
