@@ -108,6 +108,5 @@ def test_every_public_name_loads_and_a_wrong_one_is_refused():
 def test_nothing_runs_code_from_files():
     forbidden = ("import pickle", "cloudpickle", "marshal", "shelve", "weights_only=False", "yaml.load(", "unsafe_load")
     forbidden += ("eval(", "exec(", "os.system", "shell=True")
-    allowed = {("checkpoint.py", "import pickle")}  # for the name of the error that refusing a pickle raises
     found = {(p.name, word) for p in FILES for word in forbidden if word in p.read_text().replace(".eval(", "")}
-    assert found <= allowed
+    assert not found
