@@ -9,7 +9,7 @@ train: .venv/.installed
 	$(BIN)/ppo-kl train $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto $(ARGS)
 
 test-slow: .venv/.dev
 	$(BIN)/pytest -m slow -n 2 $(ARGS)

@@ -114,10 +114,10 @@ MUTANTS = (
     ),
     Mutant(
         "the observation normaliser moves before the update",
-        "ppo_kl/training/agent.py",
-        "        raw = flatten(rollout, adv, ret, self.obs_normalizer)",
-        "        self.obs_normalizer.update_(rollout.obs.flatten(0, 1), rollout.valid.flatten())\n"
-        "        raw = flatten(rollout, adv, ret, self.obs_normalizer)",
+        "ppo_kl/training/iteration.py",
+        "    raw = flatten(rollout, adv, ret, agent.obs_normalizer)",
+        "    agent.obs_normalizer.update_(rollout.obs.flatten(0, 1), rollout.valid.flatten())\n"
+        "    raw = flatten(rollout, adv, ret, agent.obs_normalizer)",
         "tests/training/test_agent.py",
     ),
     Mutant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, register_kl
@@ -21,6 +23,12 @@ class StableCategorical(Categorical):
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         # torch takes logsumexp off, which rounds with the size of the logits; log_softmax takes off the maximum first.
         super().__init__(logits=torch.log_softmax(logits, -1), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StableCategorical:
+        """As in torch; a class with a constructor of its own has to say so."""
+        new = self._get_checked_instance(StableCategorical, _instance)  # type: ignore[no-untyped-call]
+        expanded: StableCategorical = super().expand(batch_shape, new)  # type: ignore[no-untyped-call]
+        return expanded
 
 
 @register_kl(StableCategorical, StableCategorical)  # type: ignore[no-untyped-call, untyped-decorator]

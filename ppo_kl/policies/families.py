@@ -118,9 +118,8 @@ class GaussianFamily:
 
     def to_env(self, action: Tensor) -> np.ndarray[Any, Any]:
         """Clipped to the bounds, in the space's own shape and dtype, `[*, *shape]`."""
-        clipped: np.ndarray[Any, Any] = np.clip(
-            action.cpu().numpy().astype(self.dtype), *np.array([self.low, self.high], self.dtype)
-        )
+        # In float64 both the sample and the bounds are exact, and rounding to the space's dtype cannot pass a bound.
+        clipped = np.clip(action.cpu().numpy().astype(np.float64), self.low, self.high).astype(self.dtype)
         sent: np.ndarray[Any, Any] = clipped.reshape(*action.shape[:-1], *self.shape)
         return sent
 

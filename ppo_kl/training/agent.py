@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppo_kl import checkpoint
-from ppo_kl.batch import flatten
 from ppo_kl.config import ObjectiveConfig, TrainConfig
-from ppo_kl.diagnostics.measure import kl_before, measure
 from ppo_kl.envs.autoreset import Array, Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
@@ -25,40 +22,13 @@ from ppo_kl.objectives.objective import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.families import describe, family_of, from_description, shape_of_observation
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
-from ppo_kl.training.advantages import gae, normalize_advantages
-from ppo_kl.training.collector import Collector, EpisodeStats
+from ppo_kl.training.collector import Collector
 from ppo_kl.training.evaluation import Evaluation, evaluate
+from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
 from ppo_kl.training.learner import Learner
 
 STREAMS = {"initialisation": 0, "action": 1, "minibatch": 2, "evaluation": 3}
 """The run's random streams beside the environments', each its own child of the run's seed."""
-
-
-class Iteration(NamedTuple):
-    """What one iteration of training answers, and what a callback is given."""
-
-    agent: Agent
-    number: int
-    """Iterations done, this one included."""
-    steps: int
-    """Environment steps done."""
-    total_steps: int
-    """Environment steps wanted."""
-    metrics: dict[str, float]
-    """By tag; see `ppo_kl.diagnostics.glossary`."""
-
-
-class Callback(Protocol):
-    """Called after every iteration; training ends when one answers False."""
-
-    def on_iteration(self, state: Iteration) -> bool:
-        """Look at the iteration; False ends the training."""
-
-
-def all_go_on(callbacks: Sequence[Callback], state: Iteration) -> bool:
-    """Whether no callback wants to end the training; every one is asked."""
-    wishes = [callback.on_iteration(state) for callback in callbacks]
-    return all(wishes)
 
 
 class Agent:
@@ -162,67 +132,30 @@ class Agent:
             yield Iteration(self, self.iterations, self.steps, total_steps, metrics)
 
     def iterate(self, progress: float = 0.0) -> dict[str, float]:
-        """One iteration: collect, estimate advantages, update, measure, adapt λ, update the normalisers.
+        """One iteration, see `ppo_kl.training.iteration`; the metrics by tag.
 
         Args:
             progress: share of training that is done, in [0, 1); moves schedules.
-
-        Returns:
-            The metrics by tag, read from the device once.
 
         Raises:
             EnvDataError: an environment sent something that is not finite.
             DivergedError: too many gradient steps in a row were not finite.
         """
-        begin = time.perf_counter()
-        training = self.config.training
-        rollout, episodes = self._ready_collector().collect(self.policy)
-        done = rollout.terminated | rollout.truncated
-        adv, ret = gae(
-            self.reward_scaler(rollout.reward),
-            rollout.value,
-            rollout.next_value,
-            rollout.terminated,
-            rollout.truncated,
-            rollout.valid,
-            gamma=training.gamma,
-            gae_lambda=training.gae_lambda,
-        )
-        raw = flatten(rollout, adv, ret, self.obs_normalizer)
-        normalized = raw._replace(adv=normalize_advantages(raw.adv, raw.valid))
-        collected = time.perf_counter()
-
-        before = kl_before(self.policy, self.family, raw)
-        updated = self.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
-        measured = measure(
-            self.policy, self.family, self.objective, raw if training.advantage_norm == "none" else normalized
-        )
-        self.objective.adapt_(measured["kl/controlled"], progress=progress)
-        self.obs_normalizer.update_(rollout.obs.flatten(0, 1), raw.valid)
-        self.reward_scaler.update_(rollout.reward, done, rollout.valid)
-
-        on_device = {
-            "steps": rollout.valid.sum(),
-            "skipped_in_a_row": self.learner.skipped_in_a_row,
-            "kl/before_update": before,
-            **updated,
-            **self.objective.controller_metrics(),
-            **measured,
-        }
-        metrics = dict(zip(on_device, torch.stack([x.double() for x in on_device.values()]).tolist(), strict=True))
-        updating = time.perf_counter()
-        steps, skipped = int(metrics.pop("steps")), int(metrics.pop("skipped_in_a_row"))
-        self.steps += steps
+        collector = self._ready_collector()
+        outcome = iterate(self, collector, progress)
+        self.steps += outcome.steps
         self.iterations += 1
-        self._note(episodes)
-        self._require_progress(skipped)
-        return {
-            **metrics,
-            **self._episode_metrics(episodes),
-            "time/steps_per_second": steps / (updating - begin),
-            "time/rollout_seconds": collected - begin,
-            "time/update_seconds": updating - collected,
-        }
+        self.last100 = [*self.last100, *outcome.episodes.returns][-100:]
+        self._episodes_begun = collector.envs.episodes_begun.tolist()
+        if outcome.skipped_in_a_row >= self.config.training.max_skipped_steps:
+            raise DivergedError(
+                f"loss or gradient was not finite in the last {outcome.skipped_in_a_row} gradient steps "
+                f"(training.max_skipped_steps={self.config.training.max_skipped_steps}), at environment step "
+                f"{self.steps}; weights and optimiser are as before the first of them; lower training.lr or kl_target, "
+                "and go on with --resume"
+            )
+        last100 = {"rollout/return_last100": float(np.mean(self.last100))} if self.last100 else {}
+        return outcome.metrics | last100
 
     def _ready_collector(self) -> Collector:
         """The collector; made anew after loading, when every environment begins a new episode."""
@@ -237,29 +170,6 @@ class Agent:
             self.reward_scaler.running.zero_()
             self._collector = self._collect_from(envs)
         return self._collector
-
-    def _note(self, episodes: EpisodeStats) -> None:
-        self.last100 = [*self.last100, *episodes.returns][-100:]
-        if self._collector is not None:
-            self._episodes_begun = self._collector.envs.episodes_begun.tolist()
-
-    def _episode_metrics(self, episodes: EpisodeStats) -> dict[str, float]:
-        """Absent where no episode ended: a mean of nothing is no number."""
-        metrics = {"rollout/episodes": float(len(episodes.returns))}
-        if episodes.returns:
-            metrics["rollout/return_mean"] = float(np.mean(episodes.returns))
-            metrics["rollout/length_mean"] = float(np.mean(episodes.lengths))
-        if self.last100:
-            metrics["rollout/return_last100"] = float(np.mean(self.last100))
-        return metrics
-
-    def _require_progress(self, skipped: int) -> None:
-        if skipped >= self.config.training.max_skipped_steps:
-            raise DivergedError(
-                f"loss or gradient was not finite in the last {skipped} gradient steps (training.max_skipped_steps="
-                f"{self.config.training.max_skipped_steps}), at environment step {self.steps}; weights and optimiser "
-                "are as before the first of them; lower training.lr or kl_target, and go on with --resume"
-            )
 
     # --- acting -----------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
 from ppo_kl.errors import CheckpointError, PPOKLError
 from ppo_kl.training import run_folder
-from ppo_kl.training.agent import Agent, Callback, all_go_on, resolve_device
+from ppo_kl.training.agent import Agent, resolve_device
+from ppo_kl.training.iteration import Callback, all_go_on
 
 KL_BEFORE_LIMIT = 1e-5
 """Nats; a KL above this before the first step is no rounding."""

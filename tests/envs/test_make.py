@@ -88,6 +88,14 @@ def test_environments_of_a_run_that_goes_on_begin_with_the_episodes_that_are_nex
     assert envs.episodes_begun.tolist() == [5, 10]
 
 
+@pytest.mark.parametrize("first", [None, [4, 4]], ids=["new", "goes-on"])
+def test_a_native_environment_begins_as_the_seed_of_its_first_episode_says(first):
+    alone = gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point")
+    expected, _ = alone.reset(seed=seed_of(5, 0, first[0] if first else 0))
+    envs = make_vector_env(env_config("CartPole-v1", vectorization="native"), 5, first_episode=first)
+    np.testing.assert_array_equal(envs.reset(), expected)
+
+
 def test_environments_may_begin_at_a_later_index():
     envs = make_vector_env(env_config("CartPole-v1"), 5, first_env=EVALUATION)
     np.testing.assert_array_equal(envs.reset(), [lone_cartpole(5, EVALUATION, 0), lone_cartpole(5, EVALUATION + 1, 0)])

@@ -136,3 +136,20 @@ def test_its_gradients_pass_gradcheck(mask):
 
 def test_it_keeps_the_batch_shape():
     assert kl_divergence(stable(torch.zeros(2, 5, 3)), stable(torch.zeros(2, 5, 3))).shape == (2, 5)
+
+
+def test_it_can_be_expanded_as_any_distribution():
+    # torch refuses this to a subclass that has a constructor, but no `expand`, of its own.
+    p, q = stable([[0.0, 1.0, -INF]]), stable([[2.0, 0.5, -INF]])
+    wide_p, wide_q = p.expand((4, 1)), q.expand((4, 1))
+    assert isinstance(wide_p, StableCategorical)
+    assert wide_p.batch_shape == (4, 1)
+    assert torch.equal(kl_divergence(wide_p, wide_q), kl_divergence(p, q).expand(4, 1))
+
+
+@pytest.mark.parametrize("logits", [[0.5, -1.0, 2.0], [0.5, -INF, 2.0]])
+def test_apart_from_its_kl_it_is_torchs_categorical(logits):
+    ours, theirs = stable([logits]), Categorical(logits=torch.tensor([logits]))
+    torch.testing.assert_close(ours.probs, theirs.probs)
+    torch.testing.assert_close(ours.entropy(), theirs.entropy())
+    torch.testing.assert_close(ours.log_prob(torch.tensor([2])), theirs.log_prob(torch.tensor([2])))

@@ -26,6 +26,7 @@ BOXES = {
     "one": spaces.Box(-1.0, 2.0, (1,), np.float32),
     "matrix": spaces.Box(-np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.float32(0.5), (2, 3), np.float32),
     "double": spaces.Box(-0.1, 0.1, (3,), np.float64),
+    "half": spaces.Box(-0.1, 0.3, (2,), np.float16),
     "huge": spaces.Box(0.0, 1000.0, (2,), np.float32),
 }
 boxes = pytest.mark.parametrize("space", BOXES.values(), ids=BOXES)
@@ -236,10 +237,11 @@ def test_a_discrete_space_gets_its_own_numbers(start):
 
 
 @boxes
-@pytest.mark.parametrize("scale", [0.01, 1.0, 1e6])
-def test_a_box_gets_actions_it_contains_in_its_own_shape_and_dtype(space, scale):
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_box_gets_actions_it_contains_in_its_own_shape_and_dtype(space, scale, dtype):
     family = family_of(space)
-    params = torch.randn(100, family.num_params, generator=seeded(1)).mul(3).clamp(max=5)
+    params = torch.randn(100, family.num_params, generator=seeded(1), dtype=dtype).mul(3).clamp(max=5)
     sent = family.to_env(scale * family.sample(params, seeded()))
     assert sent.shape == (100, *space.shape)
     assert sent.dtype == space.dtype

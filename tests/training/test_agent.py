@@ -86,8 +86,8 @@ CRITIC_ONLY = {
 BOTH_MODES = pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP], ids=lambda m: m.name)
 
 
-def learned_values(name: str, obs: np.ndarray, iterations: int) -> list[float]:
-    agent = small_agent(name, **CRITIC_ONLY)
+def learned_values(name: str, obs: np.ndarray, iterations: int, **overrides: Any) -> list[float]:
+    agent = small_agent(name, **CRITIC_ONLY, **overrides)
     for _ in range(iterations):
         agent.iterate()
     with torch.no_grad():
@@ -107,6 +107,14 @@ def test_the_value_of_an_episode_that_ends_is_its_finite_sum(mode, resets_by):
     resets_by(mode)
     expected = [(1 - 0.9 ** (8 - t)) / (1 - 0.9) for t in range(8)]
     assert learned_values("Terminated", np.eye(8, 9, dtype=np.float32), 12) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_critic_learns_the_rewards_that_offset_and_scale_make():
+    # (1 − 3) · ½ = −1 each step: the finite sums from above, negative.
+    expected = [-(1 - 0.9 ** (8 - t)) / (1 - 0.9) for t in range(8)]
+    scaled = {"env__reward_offset": -3.0, "env__reward_scale": 0.5}
+    values = learned_values("Terminated", np.eye(8, 9, dtype=np.float32), 12, **scaled)
+    assert values == pytest.approx(expected, rel=0.05)
 
 
 # --- what the actor learns -------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""One iteration of training, as values: collect, estimate, update, measure, adapt λ, update the normalisers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from ppo_kl.batch import flatten
+from ppo_kl.diagnostics.measure import kl_before, measure
+from ppo_kl.training.advantages import gae, normalize_advantages
+from ppo_kl.training.collector import Collector, EpisodeStats
+
+if TYPE_CHECKING:
+    from ppo_kl.training.agent import Agent
+
+
+class Iteration(NamedTuple):
+    """What one iteration of training answers, and what a callback is given."""
+
+    agent: Agent
+    number: int
+    """Iterations done, this one included."""
+    steps: int
+    """Environment steps done."""
+    total_steps: int
+    """Environment steps wanted."""
+    metrics: dict[str, float]
+    """By tag; see `ppo_kl.diagnostics.glossary`."""
+
+
+class Callback(Protocol):
+    """Called after every iteration; training ends when one answers False."""
+
+    def on_iteration(self, state: Iteration) -> bool:
+        """Look at the iteration; False ends the training."""
+
+
+def all_go_on(callbacks: Sequence[Callback], state: Iteration) -> bool:
+    """Whether no callback wants to end the training; every one is asked."""
+    wishes = [callback.on_iteration(state) for callback in callbacks]
+    return all(wishes)
+
+
+class Outcome(NamedTuple):
+    """What `iterate` answers, read from the device once."""
+
+    metrics: dict[str, float]
+    episodes: EpisodeStats
+    steps: int
+    """Environment steps, rows that are no transitions not counted."""
+    skipped_in_a_row: int
+    """Gradient steps without a finite result, up to now."""
+
+
+def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
+    """One iteration of training.
+
+    The order is what makes the KL mean something: π_old is stored at collection and never recomputed, the numbers
+    that are plotted are the numbers that move λ, and the normalisers move when nothing of this rollout is used any more.
+
+    Args:
+        agent: whose policy, objective, learner and normalisers are used and moved.
+        collector: of the agent's environments.
+        progress: share of training that is done, in [0, 1); moves schedules.
+
+    Raises:
+        EnvDataError: an environment sent something that is not finite.
+    """
+    begin = time.perf_counter()
+    training, policy, family, objective = agent.config.training, agent.policy, agent.family, agent.objective
+    rollout, episodes = collector.collect(policy)
+    adv, ret = gae(
+        agent.reward_scaler(rollout.reward),
+        rollout.value,
+        rollout.next_value,
+        rollout.terminated,
+        rollout.truncated,
+        rollout.valid,
+        gamma=training.gamma,
+        gae_lambda=training.gae_lambda,
+    )
+    raw = flatten(rollout, adv, ret, agent.obs_normalizer)
+    normalized = raw._replace(adv=normalize_advantages(raw.adv, raw.valid))
+    collected = time.perf_counter()
+
+    before = kl_before(policy, family, raw)
+    updated = agent.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
+    measured = measure(policy, family, objective, raw if training.advantage_norm == "none" else normalized)
+    objective.adapt_(measured["kl/controlled"], progress=progress)
+    agent.obs_normalizer.update_(rollout.obs.flatten(0, 1), raw.valid)
+    agent.reward_scaler.update_(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid)
+
+    on_device = {
+        "kl/before_update": before,
+        **updated,
+        **objective.controller_metrics(),
+        **measured,
+        "steps": rollout.valid.sum(),
+        "skipped_in_a_row": agent.learner.skipped_in_a_row,
+    }
+    numbers = torch.stack([x.double() for x in on_device.values()]).tolist()
+    metrics = dict(zip(on_device, numbers, strict=True))
+    updating = time.perf_counter()
+    steps, skipped = int(metrics.pop("steps")), int(metrics.pop("skipped_in_a_row"))
+    seconds = {
+        "time/steps_per_second": steps / (updating - begin),
+        "time/rollout_seconds": collected - begin,
+        "time/update_seconds": updating - collected,
+    }
+    return Outcome(metrics | _of_episodes(episodes) | seconds, episodes, steps, skipped)
+
+
+def _of_episodes(episodes: EpisodeStats) -> dict[str, float]:
+    """Without return and length where no episode ended: a mean of nothing is no number."""
+    metrics = {"rollout/episodes": float(len(episodes.returns))}
+    if episodes.returns:
+        metrics["rollout/return_mean"] = float(np.mean(episodes.returns))
+        metrics["rollout/length_mean"] = float(np.mean(episodes.lengths))
+    return metrics
