@@ -60,7 +60,7 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     """One iteration of training.
 
     The order is what makes the KL mean something: π_old is stored at collection and never recomputed, the numbers
-    that are plotted are the numbers that move λ, and the normalisers move when nothing of this rollout is used any more.
+    that are plotted are those that move λ, and the normalisers move when nothing of this rollout is used any more.
 
     Args:
         agent: whose policy, objective, learner and normalisers are used and moved.
