@@ -15,7 +15,6 @@ _HOME = {
     "Agent": "ppo_kl.training.agent",
     "Objective": "ppo_kl.objectives",
     "load_config": "ppo_kl.load",
-    "objectives": "ppo_kl",
     "resume": "ppo_kl.training.trainer",
     "train": "ppo_kl.training.trainer",
 }

@@ -35,8 +35,6 @@ Which settings to start from (files, or names of shipped ones):
 
 Every single setting is an option below; options win over files."""
 
-_OUTPUT_FAILED = 6
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is that of the error, if there is one."""
@@ -56,9 +54,6 @@ def main(argv: list[str] | None = None) -> int:
     except PPOKLError as error:
         print(f"ppo-kl: error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        print(f"ppo-kl: error: {error}; earlier checkpoints stay", file=sys.stderr)
-        return _OUTPUT_FAILED
 
 
 def _train(arguments: list[str]) -> int:

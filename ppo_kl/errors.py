@@ -39,6 +39,12 @@ class DivergedError(PPOKLError):
     exit_code = 4
 
 
+class OutputError(PPOKLError):
+    """Logs, checkpoint or result cannot be written; what was written before stays."""
+
+    exit_code = 6
+
+
 class CheckpointError(PPOKLError):
     """A checkpoint cannot be written, read, or does not fit this agent."""
 

@@ -127,7 +127,11 @@ def _env_layer(env: str) -> Located:
                 return layer
         where = f"--env {env}"
         return Located({"env": Located({"id": Located(env, where)}, where)}, where)
-    return read_yaml(_find("env", env, "--env"))
+    try:
+        path = _find("env", env, "--env")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a Gymnasium id without a version: --env.id {env}") from None
+    return read_yaml(path)
 
 
 # --- YAML, with places ------------------------------------------------------------------------------------------------

@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "GAE runs across the end of an episode",
         "ppo_kl/training/advantages.py",
-        "decay = np.where(goes_on & counts,",
-        "decay = np.where(counts,",
+        "np.where(goes_on[t], gamma * gae_lambda * trace, 0.0)",
+        "gamma * gae_lambda * trace",
         "tests/training/test_advantages.py",
     ),
     Mutant(

@@ -142,13 +142,13 @@ FAULTY_ENV, FAULTY_STEP = 1, 5
 class Faulty(Counter):
     """A `Counter` in which one reward or one number of an observation is not finite."""
 
-    def __init__(self, what: str, value: float) -> None:
+    def __init__(self, what: str, value: float, at: int = FAULTY_STEP) -> None:
         super().__init__(in_place=False)
-        self.what, self.value = what, value
+        self.what, self.value, self.at = what, value, at
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = super().step(action)
-        if self.env == FAULTY_ENV and len(self.log) == FAULTY_STEP + 1:
+        if self.env == FAULTY_ENV and len(self.log) == self.at + 1:
             if self.what == "reward":
                 reward = self.value
             else:
@@ -183,6 +183,7 @@ _register("Long", Clock, length=20, slope=0.5)
 for _what in ("reward", "obs"):
     for _value in (np.nan, np.inf, -np.inf):
         _register(f"Faulty_{_what}_{_value}", Faulty, what=_what, value=_value)
+_register("Faulty_end_nan", Faulty, what="obs", value=np.nan, at=4)
 if "toy/Bare-v0" not in gym.registry:
     gym.register("toy/Bare-v0", vector_entry_point=BareVectorEnv)
 

@@ -1,4 +1,4 @@
-"""Where and how the computation runs; nothing here changes what is computed."""
+"""Where and how the computation runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class RuntimeConfig(Settings):
     engine: Literal["eager"] = "eager"
     """How a gradient step is run."""
     num_threads: int = setting(1, at_least=1)
-    """CPU threads inside one PyTorch operation; small networks are fastest with 1."""
-    checkpoint_every: int = setting(100, at_least=1)
+    """CPU threads inside one PyTorch operation, set by `train`; small networks are fastest with 1."""
+    checkpoint_every: int = setting(20, at_least=1)
     """Iterations between checkpoints; the end of a run, SIGINT and SIGTERM always save one."""
     keep_checkpoints: int = setting(3, at_least=1)
     """How many of the newest stay."""

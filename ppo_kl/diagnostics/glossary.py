@@ -34,7 +34,7 @@ GLOSSARY: dict[str, Metric] = {
     "penalty/lambda": Metric("1", "–", "constant", "the λ this update used"),
     "penalty/loss": Metric("1", "new", "mean", "λ · mean penalty"),
     "penalty/share": Metric("1", "new", "mean", "|λ · mean penalty| / |mean surrogate|"),
-    "penalty/saturated": Metric("0 or 1", "–", "constant", "λ stands at its min or max"),
+    "penalty/saturated": Metric("0 or 1", "–", "constant", "after adapting, λ stands at its min or max"),
     "penalty/nonfinite": Metric("count", "–", "constant", "non-finite KLs the controller met so far"),
     "ratio/mean": Metric("1", "new", "mean", "r = π_θ(a|s) / π_old(a|s)"),
     "ratio/min": Metric("1", "new", "min", "smallest r"),
@@ -72,5 +72,6 @@ GLOSSARY: dict[str, Metric] = {
 
 def as_markdown() -> str:
     """The table in the README."""
-    rows = [f"| `{tag}` | {m.unit} | {m.theta} | {m.meaning} |" for tag, m in GLOSSARY.items()]
+    cells = [(f"`{tag}`", m.unit, m.theta, m.meaning.replace("|", "\\|")) for tag, m in GLOSSARY.items()]
+    rows = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(["| tag | unit | at θ | meaning |", "|---|---|---|---|", *rows])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppo_kl.batch import Batch
 from ppo_kl.objectives.divergence import k1, k2, k3, policy_kl
-from ppo_kl.objectives.objective import Objective
+from ppo_kl.objectives.objective import MAX_LOG_RATIO, Objective
 from ppo_kl.objectives.penalties import gaussian_kl_parts
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import ActorCritic
@@ -41,7 +41,8 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
     forward, reverse = policy_kl(pi_old, pi, "forward"), policy_kl(pi_old, pi, "reverse")
     controlled = objective.divergence(pi_old, pi)
     logp = pi.log_prob(batch.action)
-    log_ratio, ratio = logp - batch.logp_old, (logp - batch.logp_old).exp()
+    log_ratio = (logp - batch.logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
     output = objective(logp=logp, logp_old=batch.logp_old, adv=batch.adv, kl=controlled, valid=valid)
 
     def mean(x: Tensor) -> Tensor:

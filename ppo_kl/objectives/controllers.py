@@ -22,7 +22,7 @@ def fixed(kl_lambda: Tensor, kl: Tensor) -> Tensor:  # noqa: ARG001
     Returns:
         `[]`.
 
-    Source: Schulman 2017 (arXiv:1707.06347), section 4.
+    Source: Schulman 2017 (arXiv:1707.06347), eq. 5, and "fixed KL" in table 1.
     """
     return kl_lambda
 

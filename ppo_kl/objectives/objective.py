@@ -165,11 +165,10 @@ class Objective(nn.Module):
         self.kl_lambda.copy_(torch.where(kl.isnan(), self.kl_lambda, moved))
 
     def controller_metrics(self) -> dict[str, Tensor]:
-        """Where the controller stands: λ, whether it is at a bound (0 or 1), non-finite KLs seen so far; each `[]`."""
+        """Whether λ stands at a bound (0 or 1), and how many KLs were not finite so far; each `[]`."""
         low, high = self._bounds
         at_bound = ((self.kl_lambda <= low) | (self.kl_lambda >= high)) & self._adapts
         return {
-            "penalty/lambda": self.kl_lambda.clone(),
             "penalty/saturated": at_bound.to(self.kl_lambda.dtype),
             "penalty/nonfinite": self.nonfinite.to(self.kl_lambda.dtype),
         }

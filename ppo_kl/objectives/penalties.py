@@ -29,7 +29,7 @@ def exact(kl: Tensor) -> Tensor:
     Returns:
         `[B]` nats.
 
-    Source: Schulman 2017 (arXiv:1707.06347), eq. 8 (forward); Tomar 2020 (arXiv:2005.09814), eq. 10 (reverse).
+    Source: Schulman 2017 (arXiv:1707.06347), eq. 8 (forward); Tomar 2020 (arXiv:2005.09814), on-policy MDPO (reverse).
     """
     return kl
 

@@ -9,7 +9,8 @@ from torch import Tensor
 def valid_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean of `x` over the rows that count: Σ valid·x / max(Σ valid, 1).
 
-    Rows that do not count are selected away, not multiplied by zero, so a NaN in them stays out of value and gradient.
+    Rows that do not count are selected away, not multiplied by zero: a NaN in them stays out of the value and of the
+    gradient at `x`. What a NaN did on the way to `x` has to be masked there.
 
     Args:
         x: `[B]`.

@@ -146,7 +146,7 @@ def from_description(description: dict[str, Any]) -> CategoricalFamily | Gaussia
 
 def _noise(family: Family, params: Tensor, noise_or_generator: Noise) -> Tensor:
     if isinstance(noise_or_generator, torch.Generator):
-        return family.draw_noise(tuple(params.shape[:-1]), noise_or_generator)
+        return family.draw_noise(tuple(params.shape[:-1]), noise_or_generator).to(params.device)
     return noise_or_generator
 
 
@@ -182,6 +182,6 @@ def shape_of_observation(space: spaces.Space[Any]) -> tuple[int, ...]:
     """
     if not isinstance(space, spaces.Box):
         raise ConfigError(f"observation space {space}: not supported; supported is Box")
-    if 0 in space.shape:
-        raise ConfigError(f"observation space {space}: empty")
+    if space.shape == () or 0 in space.shape:
+        raise ConfigError(f"observation space {space}: empty or a scalar; supported are vectors and arrays")
     return tuple(int(size) for size in space.shape)

@@ -39,8 +39,7 @@ class RunningMoments(nn.Module):
         mean, var, n = x.mean(0), x.var(0, correction=0), len(x)
         total = self.count + n
         delta = mean - self.mean
-        old = torch.where(self.count > 0, self.var * self.count, 0.0)
-        self.var.copy_((old + var * n + delta.square() * self.count * n / total) / total)
+        self.var.copy_((self.var * self.count + var * n + delta.square() * self.count * n / total) / total)
         self.mean.add_(delta * n / total)
         self.count.copy_(total)
 

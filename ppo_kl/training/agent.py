@@ -85,7 +85,7 @@ class Agent:
         self.obs_shape = tuple(spaces["obs_shape"])
         training, env = config.training, config.env
         num_inputs = math.prod(self.obs_shape)
-        self.policy = ActorCritic(num_inputs, self.family, config.policy, self._generator("initialisation", "cpu"))
+        self.policy = ActorCritic(num_inputs, self.family, config.policy, self._generator("initialisation"))
         self.policy.to(self.device)
         self.objective = Objective(config.objective).to(self.device)
         self.learner = Learner(
@@ -93,25 +93,26 @@ class Agent:
             self.family,
             self.objective,
             training,
-            self._generator("minibatch", "cpu"),
+            self._generator("minibatch"),
             config.runtime.engine,
         )
         self.obs_normalizer = ObservationNormalizer(self.obs_shape, env.normalize_obs).to(self.device)
         self.reward_scaler = RewardScaler(
             env.num_envs, training.gamma, env.reward_offset, env.reward_scale, env.normalize_reward
         ).to(self.device)
-        self._action_generator = self._generator("action", self.device)
+        self._action_generator = self._generator("action")
         self.steps = self.iterations = 0
         self._collector = None
         self._episodes_begun = [0] * env.num_envs
         self.last100: list[float] = []
 
-    def _generator(self, stream: str, device: torch.device | str) -> torch.Generator:
+    def _generator(self, stream: str) -> torch.Generator:
         child = np.random.SeedSequence(self.config.seed, spawn_key=(STREAMS[stream],))
-        return torch.Generator(device).manual_seed(int(child.generate_state(1, np.uint64)[0]))
+        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0]))
 
     def _collect_from(self, envs: Environments) -> Collector:
-        return Collector(envs, self.family, self.obs_normalizer, self.config.training.num_steps, self._action_generator)
+        num_steps = self.config.training.num_steps
+        return Collector(envs, self.family, self.obs_normalizer, num_steps, self._action_generator, self.device)
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -120,15 +121,15 @@ class Agent:
 
         `ppo_kl.train` does the same with a run folder, logs and checkpoints.
         """
-        for state in self.iterations_until(self.steps + total_steps):
+        for state in self.iterations_until(self.steps + total_steps, since=self.steps):
             if not all_go_on(callbacks, state):
                 break
         return self
 
-    def iterations_until(self, total_steps: int) -> Iterator[Iteration]:
-        """One iteration after the other until `total_steps` environment steps are done."""
+    def iterations_until(self, total_steps: int, since: int = 0) -> Iterator[Iteration]:
+        """One iteration after the other until `total_steps` environment steps are done; schedules begin at `since`."""
         while self.steps < total_steps:
-            metrics = self.iterate(self.steps / total_steps)
+            metrics = self.iterate((self.steps - since) / (total_steps - since))
             yield Iteration(self, self.iterations, self.steps, total_steps, metrics)
 
     def iterate(self, progress: float = 0.0) -> dict[str, float]:
@@ -151,8 +152,8 @@ class Agent:
             raise DivergedError(
                 f"loss or gradient was not finite in the last {outcome.skipped_in_a_row} gradient steps "
                 f"(training.max_skipped_steps={self.config.training.max_skipped_steps}), at environment step "
-                f"{self.steps}; weights and optimiser are as before the first of them; lower training.lr or kl_target, "
-                "and go on with --resume"
+                f"{self.steps}; weights and optimiser are as before the first of them; begin a new run with a lower "
+                "training.lr, or with another kl_target or clip_eps"
             )
         last100 = {"rollout/return_last100": float(np.mean(self.last100))} if self.last100 else {}
         return outcome.metrics | last100
@@ -180,7 +181,7 @@ class Agent:
         Args:
             obs: `[*obs]` or `[N, *obs]`, as the environment sends it.
             deterministic: the most likely action; else one drawn from the policy.
-            generator: where to draw from, on the agent's device; none: torch's own.
+            generator: where to draw from, on the CPU; none: torch's own.
 
         Returns:
             One action, or `[N, ...]`.
@@ -204,7 +205,9 @@ class Agent:
 
     def evaluate(self, episodes: int = 10, *, deterministic: bool = True) -> Evaluation:
         """Whole episodes on environments of their own; changes nothing of the agent, its random streams included."""
-        generator = self._generator("evaluation", self.device)
+        if episodes < 1:
+            raise ConfigError(f"episodes={episodes!r}: allowed: >= 1")
+        generator = self._generator("evaluation")
         config = dataclasses.replace(self.config.env, vectorization="sync", num_envs=min(episodes, 10))
         envs = make_vector_env(config, self.config.seed, first_env=EVALUATION)
         try:
@@ -236,12 +239,17 @@ class Agent:
         """Take over what `state_dict` gave; all of it or nothing.
 
         Raises:
-            CheckpointError: something is missing, or it is another agent's: other spaces, networks or settings.
+            CheckpointError: something is missing, or it is another agent's: other spaces, networks or objective.
         """
         before = self.state_dict()
         try:
             if state["spaces"] != self.spaces:
                 raise CheckpointError(f"this agent's spaces are {self.spaces}, the checkpoint's {state['spaces']}")
+            objective = from_yaml(state["config"], "the checkpoint's config").objective
+            if dataclasses.replace(objective, name=self.config.objective.name) != self.config.objective:
+                raise CheckpointError(
+                    f"this agent's objective is {self.config.objective}, the checkpoint's {objective}"
+                )
             self._take(state)
         except (KeyError, RuntimeError, TypeError, ValueError, CheckpointError) as error:
             self._take(before)

@@ -55,7 +55,8 @@ class Collector:
         family: what the policy's parameters mean.
         normalize: the observation normaliser.
         num_steps: T.
-        generator: the action noise's own random stream, on the policy's device.
+        generator: the action noise's own random stream, on the CPU, so that a seed draws the same noise on any device.
+        device: where the policy lives.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Collector:
         normalize: Callable[[Tensor], Tensor],
         num_steps: int,
         generator: torch.Generator,
+        device: torch.device,
     ) -> None:
         self.envs, self.family, self.normalize = envs, family, normalize
-        self.num_steps, self.generator = num_steps, generator
+        self.num_steps, self.generator, self.device = num_steps, generator, device
         self.episodes = EpisodeMeter(envs.num_envs)
         self._obs: Array | None = None
 
@@ -81,9 +83,9 @@ class Collector:
         Raises:
             EnvDataError: an environment sent a non-finite observation or reward.
         """
-        T, N, device = self.num_steps, self.envs.num_envs, self.generator.device
+        T, N, device = self.num_steps, self.envs.num_envs, self.device
         obs = self.envs.reset() if self._obs is None else self._obs
-        noise = self.family.draw_noise((T, N), self.generator)
+        noise = self.family.draw_noise((T, N), self.generator).to(device)
         obs_seen = np.empty((T, *obs.shape), np.float32)
         action_taken: list[Tensor] = []
         reward = np.empty((T, N))
@@ -147,5 +149,5 @@ def _require_finite(obs: Array, reward: Array, last: Array, final_obs: dict[tupl
     for name, t, i, value in found[:1]:
         raise EnvDataError(
             f"{name} of environment {i} is {value} at step {t} of this rollout; no update was made with it, weights "
-            "and checkpoints are as before; mend the environment and go on with --resume"
+            "and checkpoints are as before; mend the environment, then go on with --resume where a checkpoint was saved"
         )

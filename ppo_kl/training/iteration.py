@@ -42,7 +42,7 @@ class Callback(Protocol):
 def all_go_on(callbacks: Sequence[Callback], state: Iteration) -> bool:
     """Whether no callback wants to end the training; every one is asked."""
     wishes = [callback.on_iteration(state) for callback in callbacks]
-    return all(wishes)
+    return not any(wish is False for wish in wishes)
 
 
 class Outcome(NamedTuple):

@@ -108,9 +108,13 @@ class Learner:
         )
         (grad,) = torch.autograd.grad(loss, flat)
         with torch.no_grad():
+            moves = ~(self._stopped & self._stops)
+            if self._stop_above is not None:
+                # What stands still has no part in the norm either.
+                grad = torch.where(self.parameters.by_part(moves), grad, 0.0)
             grad, norm = self._clip(grad)
             finite = loss.isfinite() & norm.isfinite()
-            self._adam(grad, finite & ~(self._stopped & self._stops))
+            self._adam(grad, finite & moves)
             self._last_kl.copy_(kl)
             means = torch.stack([*parts, loss, norm])
             self._sums += torch.where(finite, means, 0.0)
@@ -158,12 +162,11 @@ class Learner:
         return grad * self.parameters.by_part((limit / (norms + 1e-6)).clamp(max=1.0)), norm
 
     def _adam(self, grad: Tensor, moves: Tensor) -> None:
-        """Adam on the flat vector, for actor and critic where `moves` (`[]` or `[2]` bool).
+        """Adam on the flat vector, of actor and critic where `moves` (`[2]` bool).
 
         Source: Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1.
         """
         flat, spread = self.parameters.flat, self.parameters.by_part
-        moves = moves.expand(2)
         self.adam_steps += moves
         bias1, bias2 = 1 - BETA1**self.adam_steps, 1 - BETA2**self.adam_steps
         exp_avg = torch.lerp(self.exp_avg, grad, 1 - BETA1)

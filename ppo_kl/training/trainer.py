@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -23,7 +25,7 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
-from ppo_kl.errors import CheckpointError, PPOKLError
+from ppo_kl.errors import CheckpointError, OutputError, PPOKLError
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, all_go_on
@@ -97,49 +99,68 @@ def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), quiet: boo
 def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool, *, resumed: bool) -> RunResult:
     config = agent.config
     resumed_at = agent.steps if resumed else None
-    metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads)
-    writers = (
-        TensorBoardWriter(folder, config, resumed_at),
-        JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
-    )
-    begin, exit_status = time.perf_counter(), 1
+    with _output(folder):
+        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads)
+        writers = (
+            TensorBoardWriter(folder, config, resumed_at),
+            JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
+        )
+    begin, exit_status, result = time.perf_counter(), 1, None
     try:
         with _stop_on_signals() as stop, TrainingConsole(config.total_steps, agent.steps, quiet) as console:
             console.say(f"Run folder: {folder}")
-            console.say(f"Look at it: {_tensorboard()} --logdir {config.runs_dir}")
+            console.say(f"Look at it: {_tensorboard()} --logdir {shlex.quote(str(folder.parents[2]))}")
             console.say(_what_runs(agent))
             for state in agent.iterations_until(config.total_steps):
-                for writer in writers:
-                    writer.write(state.steps, state.number, state.metrics)
+                with _output(folder):
+                    for writer in writers:
+                        writer.write(state.steps, state.number, state.metrics)
+                    if state.number % config.runtime.checkpoint_every == 0:
+                        _save(agent, folder)
                 console.show(state.steps, state.metrics)
                 _warn_of_stale_policy(console, state.metrics["kl/before_update"])
-                if state.number % config.runtime.checkpoint_every == 0:
-                    _save(agent, folder)
                 if not all_go_on(callbacks, state) or stop.signal:
                     break
-            _save(agent, folder)
-            exit_status = 128 + stop.signal if stop.signal else 0
+            with _output(folder):
+                _save(agent, folder)
             if stop.signal:
+                exit_status = 128 + stop.signal
                 console.say(f"Stopped by {stop.signal.name} at step {agent.steps:,}, saved. Go on with:")
-                console.say(f"ppo-kl train --resume {folder}")
-                return RunResult(folder, agent, exit_status, None)
-            result = _result(agent, folder, time.perf_counter() - begin)
-            console.say(_how_it_ended(result))
-    except SystemExit as ended:
-        exit_status = int(ended.code or 0)
-        raise
-    except PPOKLError as error:
-        exit_status = error.exit_code
-        if agent.steps:
-            _save(agent, folder)
+                console.say(f"ppo-kl train --resume {shlex.quote(str(folder))}")
+            else:
+                exit_status, result = 0, _result(agent, folder, time.perf_counter() - begin)
+                console.say(_how_it_ended(result))
+    except BaseException as error:
+        exit_status = _exit_status(error)
+        if agent.steps and not isinstance(error, OutputError):
+            with contextlib.suppress(OSError, PPOKLError):
+                _save(agent, folder)
         raise
     finally:
         agent.close()
-        for writer in writers:
-            writer.close(exit_status == 0)
-        metadata.end(exit_status)
-    run_folder.write_json(folder / "result.json", result)
-    return RunResult(folder, agent, 0, result)
+        with _output(folder):
+            for writer in writers:
+                writer.close(exit_status == 0)
+            metadata.end(exit_status)
+    if result is not None:
+        with _output(folder):
+            run_folder.write_json(folder / "result.json", result)
+    return RunResult(folder, agent, exit_status, result)
+
+
+def _exit_status(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    return error.exit_code if isinstance(error, PPOKLError) else 1
+
+
+@contextmanager
+def _output(folder: Path) -> Iterator[None]:
+    """What the disk refuses is an `OutputError`, apart from what an environment may raise."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}; what was written before stays") from error
 
 
 def _warn_of_stale_policy(console: TrainingConsole, kl_before: float) -> None:
@@ -162,7 +183,9 @@ def _tensorboard() -> str:
     if shutil.which("tensorboard"):
         return "tensorboard"
     beside = Path(sys.executable).parent / "tensorboard"
-    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m tensorboard.main"
+    if beside.exists():
+        return shlex.quote(os.path.relpath(beside))
+    return f"{shlex.quote(sys.executable)} -m tensorboard.main"
 
 
 def _what_runs(agent: Agent) -> str:

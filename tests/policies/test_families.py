@@ -83,7 +83,9 @@ def test_an_action_space_without_a_family_is_refused_by_name(space):
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Box(0.0, 1.0, (3, 0))], ids=str
+    "space",
+    [spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Box(0.0, 1.0, (3, 0)), spaces.Box(0.0, 1.0, ())],
+    ids=str,
 )
 def test_an_observation_space_without_an_encoder_is_refused_by_name(space):
     with pytest.raises(ConfigError) as error:
@@ -93,7 +95,7 @@ def test_an_observation_space_without_an_encoder_is_refused_by_name(space):
 
 def test_the_shape_of_an_observation_is_that_of_its_box():
     assert shape_of_observation(spaces.Box(0.0, 1.0, (3, 2))) == (3, 2)
-    assert shape_of_observation(spaces.Box(0.0, 1.0, ())) == ()
+    assert shape_of_observation(spaces.Box(0.0, 1.0, (1,))) == (1,)
 
 
 @pytest.mark.parametrize("family", [CategoricalFamily(3, -2), *map(family_of, BOXES.values())], ids=str)

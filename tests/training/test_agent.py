@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from toy_envs import FAULTY_ENV, FAULTY_STEP, small_agent, without_times
+from toy_envs import FAULTY_ENV, FAULTY_STEP, SEED, small_agent, without_times
 
 from ppo_kl import checkpoint
 from ppo_kl.batch import Rollout
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.objective import PRESETS
-from ppo_kl.envs.make import make_vector_env
+from ppo_kl.envs.make import EVALUATION, episode_seed, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError, EnvDataError
 from ppo_kl.training.agent import Agent, Iteration
 from ppo_kl.training.collector import Collector
@@ -220,6 +220,22 @@ def test_the_observation_normaliser_takes_in_real_transitions_alone(vectorizatio
     np.testing.assert_allclose(moments.var.numpy(), real.var(0), rtol=1e-9)
 
 
+def test_the_reward_normaliser_takes_in_real_transitions_alone():
+    agent = small_agent("CartPole-v1", env__vectorization="native", env__normalize_reward=True)
+    metrics_of(agent, 8)
+    assert agent.reward_scaler.moments.count.item() == agent.steps < 8 * 32
+
+
+def test_where_environments_begin_anew_so_does_the_discounted_return_that_scales_rewards():
+    # toy/Long pays 1, 1.5, 2, 2.5, …; with γ = ½ the return after 4 steps is 2.5 + 1 + 0.375 + 0.125 = 4.
+    agent = small_agent("Long", env__normalize_reward=True, training__num_steps=4, training__gamma=0.5)
+    agent.iterate()
+    assert agent.reward_scaler.running.tolist() == [4.0, 4.0]
+    agent.close()
+    agent.iterate()
+    assert agent.reward_scaler.running.tolist() == [4.0, 4.0]
+
+
 def test_logged_returns_are_the_environments_own_whatever_the_learner_sees():
     # toy/Long: 20 steps of reward 1 + step / 2, in all 20 + 95 = 115; four episodes in 40 steps of two environments.
     scaled = {"env__normalize_reward": True, "env__reward_offset": -3.0, "env__reward_scale": 0.1}
@@ -290,6 +306,21 @@ def test_sync_and_async_environments_give_the_same_run_bit_for_bit():
         assert not differences(a, b)
     finally:
         asynchronous.close()
+
+
+def test_no_two_random_streams_of_a_run_are_the_same(monkeypatch):
+    seeds: list[int] = [episode_seed(SEED, i, k) for i in (0, 1, EVALUATION) for k in range(10)]
+    seed = torch.Generator.manual_seed
+
+    class Spy(torch.Generator):
+        def manual_seed(self, number: int) -> torch.Generator:
+            seeds.append(number)
+            return seed(self, number)
+
+    monkeypatch.setattr(torch, "Generator", Spy)
+    small_agent().evaluate(1, deterministic=False)
+    assert len(seeds) == 30 + 4  # initialisation, actions, minibatches, evaluation
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_the_users_random_state_neither_matters_nor_moves():
@@ -519,11 +550,21 @@ def test_a_callback_ends_the_training_and_the_others_are_still_asked():
     assert len(first.states) == len(second.states) == 2
 
 
+def test_a_callback_that_answers_nothing_ends_nothing():
+    class Silent:
+        def on_iteration(self, state: Iteration) -> None:
+            pass
+
+    assert small_agent().learn(96, [Silent()]).iterations == 3
+
+
 def test_a_linear_learning_rate_falls_with_the_share_of_training_done():
     # 96 steps in 3 rollouts: 0, 1/3 and 2/3 are done when an update begins.
     notes = Notes()
-    small_agent(training__lr=0.03, training__lr_schedule="linear").learn(96, [notes])
+    agent = small_agent(training__lr=0.03, training__lr_schedule="linear").learn(96, [notes])
     assert [s.metrics["optim/lr"] for s in notes.states] == pytest.approx([0.03, 0.02, 0.01])
+    agent.learn(64, [notes])  # schedules are those of this call
+    assert [s.metrics["optim/lr"] for s in notes.states[3:]] == pytest.approx([0.03, 0.015])
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------
@@ -666,6 +707,7 @@ def test_another_agents_spaces_are_refused_naming_both():
         {"env__normalize_obs": True},
         {"env__normalize_reward": True},
         {"env__num_envs": 3},
+        {"objective__controller__kl_target": 0.02},
     ],
     ids=lambda x: next(iter(x)),
 )

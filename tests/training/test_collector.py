@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from ppo_kl.training.collector import Collector, EpisodeStats
 HOW = [(v, mode) for v in ("sync", "async") for mode in MODES]
 HOW_IDS = [f"{v}-{mode.name}" for v, mode in HOW]
 NUM_ENVS, NUM_STEPS, ROLLOUTS = 3, 7, 8
+CPU = torch.device("cpu")
 
 
 def value_of(obs: Tensor) -> Tensor:
@@ -52,22 +54,26 @@ class RandomPolicy(ReadablePolicy):
         return torch.zeros(len(obs), 3)
 
 
+SURE, RANDOM = ReadablePolicy(), RandomPolicy()
+
+
 def collector(envs: Environments, num_steps: int = NUM_STEPS, n: int = 3) -> Collector:
-    return Collector(envs, CategoricalFamily(n), normalize, num_steps, torch.Generator().manual_seed(0))
+    return Collector(envs, CategoricalFamily(n), normalize, num_steps, torch.Generator().manual_seed(0), CPU)
 
 
+@functools.cache
 def collected(
     name: str,
     vectorization: str = "sync",
     mode: AutoresetMode = AutoresetMode.SAME_STEP,
-    policy: Any = None,
+    policy: Any = SURE,
     num_envs: int = NUM_ENVS,
 ) -> SimpleNamespace:
     """Several rollouts on end, joined; the episodes in them; and what each environment says happened to it."""
     envs = make_vector_env(env_config(name, vectorization=vectorization, num_envs=num_envs), SEED, autoreset=mode)
     try:
         collect = collector(envs)
-        parts = [collect.collect(policy or ReadablePolicy()) for _ in range(ROLLOUTS)]
+        parts = [collect.collect(policy) for _ in range(ROLLOUTS)]
         log = envs.env.get_attr("log")
     finally:
         envs.close()
@@ -111,7 +117,7 @@ def test_the_fixture_cuts_and_ends_episodes_inside_rollouts_and_at_their_last_st
 
 @pytest.mark.parametrize(("vectorization", "mode"), HOW, ids=HOW_IDS)
 @pytest.mark.parametrize("name", ["CopyingCounter", "Counter"], ids=["copies", "overwrites-in-place"])
-@pytest.mark.parametrize("policy", [ReadablePolicy(), RandomPolicy()], ids=["sure", "random"])
+@pytest.mark.parametrize("policy", [SURE, RANDOM], ids=["sure", "random"])
 def test_rows_that_count_are_what_the_environment_says_happened(name, vectorization, mode, policy):
     run = collected(name, vectorization, mode, policy)
     for i in range(NUM_ENVS):
@@ -141,7 +147,7 @@ def test_rows_that_only_reset_are_not_valid_and_no_other_mode_has_them(mode):
 
 def test_native_cartpole_marks_the_row_after_each_end_across_rollouts():
     envs = make_vector_env(env_config("CartPole-v1", num_envs=4, vectorization="native"), SEED)
-    collect = Collector(envs, CategoricalFamily(2), lambda x: x, 5, torch.Generator().manual_seed(0))
+    collect = Collector(envs, CategoricalFamily(2), lambda x: x, 5, torch.Generator().manual_seed(0), CPU)
     policy = small_agent("CartPole-v1").policy
     parts = [collect.collect(policy)[0] for _ in range(30)]
     valid, ended = (torch.cat(x) for x in zip(*((p.valid, p.terminated | p.truncated) for p in parts), strict=True))
@@ -188,9 +194,8 @@ def test_value_and_parameters_are_the_policys_at_the_normalised_observation():
 def test_log_probability_and_value_recomputed_from_what_the_environment_really_sent_are_the_stored_ones(mode):
     agent = small_agent("Counter")
     envs = make_vector_env(env_config("Counter"), SEED, autoreset=mode)
-    rollout, _ = Collector(envs, agent.family, agent.obs_normalizer, 16, torch.Generator().manual_seed(1)).collect(
-        agent.policy
-    )
+    collect = Collector(envs, agent.family, agent.obs_normalizer, 16, torch.Generator().manual_seed(1), CPU)
+    rollout, _ = collect.collect(agent.policy)
     for i, told in enumerate(envs.env.get_attr("log")):
         valid = rollout.valid[:, i]
         with torch.no_grad():
@@ -242,12 +247,12 @@ def test_an_episode_that_spans_five_rollouts_is_counted_once_with_its_whole_retu
 
 def test_collecting_draws_from_its_own_stream_alone():
     before = torch.get_rng_state()
-    collected("CopyingCounter", policy=RandomPolicy())
+    collected.__wrapped__("CopyingCounter", policy=RANDOM)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_random_actions_differ_between_steps_environments_and_rollouts():
-    actions = collected("CopyingCounter", policy=RandomPolicy()).all.action
+    actions = collected("CopyingCounter", policy=RANDOM).all.action
     assert set(actions.flatten().tolist()) == {0, 1, 2}
     assert not torch.equal(actions[:, 0], actions[:, 1])
     assert not torch.equal(actions[:NUM_STEPS], actions[NUM_STEPS : 2 * NUM_STEPS])
@@ -287,3 +292,10 @@ def test_the_faulty_step_is_inside_an_episode():
 def test_the_last_observation_of_a_rollout_is_refused_naming_its_environment_and_step():
     with pytest.raises(EnvDataError, match=rf"environment {FAULTY_ENV} .*step [56] "):
         collect_faulty("obs", "nan", FAULTY_STEP + 1)
+
+
+def test_the_last_observation_of_an_episode_that_was_cut_off_is_refused_naming_its_environment_and_step():
+    # Environment 1's first episode is cut off by its fifth step; the environment has reset when the policy acts again.
+    assert collected("CopyingCounter").log[1][4].truncated
+    with pytest.raises(EnvDataError, match=r"environment 1 .*step [45] "):
+        collect_faulty("end", "nan", 12)

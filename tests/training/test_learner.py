@@ -700,6 +700,24 @@ def test_where_only_the_actor_stops_the_critic_goes_on():
         assert torch.equal(state[moment][name], reference[moment][name])
 
 
+def test_an_actor_that_stands_still_takes_nothing_of_the_critics_share_of_the_norm():
+    # Two steps of both, clipped together; then the critic is alone, and the norm is its own.
+    stop = KLStop(scope="last_minibatch", threshold=1e-9, stops="actor")
+    learner = make(objective="kl_adaptive", num_epochs=8, max_grad_norm=0.3, kl_stop=stop)
+    batch = batch_of(learner)
+    plain = PlainPPO(make(objective="kl_adaptive", num_epochs=2, max_grad_norm=0.3), kl_lambda=1.0)
+    plain.update(batch)
+    critic = plain.policy.critic
+    for _ in range(6):
+        plain.optimizer.zero_grad()  # Adam leaves what has no gradient where it is
+        (0.5 * ((critic(batch.obs)[:, 0] - batch.ret) ** 2).mean()).backward()
+        plain.norms.append(nn.utils.clip_grad_norm_(critic.parameters(), 0.3).item())
+        plain.optimizer.step()
+    assert min(plain.norms) > 0.3
+    learner.update(batch, 0.0)
+    torch.testing.assert_close(learner.state_dict()["policy"], plain.weights(), rtol=0, atol=1e-6)
+
+
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
