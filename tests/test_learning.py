@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ppo_kl.load import load_config
 from ppo_kl.training import iteration
 from ppo_kl.training.agent import Agent
 
@@ -66,3 +67,20 @@ def test_with_advantages_of_zero_nothing_is_learned_in_a_whole_run(objective, mo
 def test_pendulum_is_learned(objective):
     # A random policy gets about −1,200.
     assert best_return("Pendulum-v1", objective, seed=0, steps=150_000, enough=-250) >= -250
+
+
+class Note:
+    """Keeps the iteration it was given last."""
+
+    def on_iteration(self, state):
+        self.last = state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [None, "clip"])
+def test_the_classic_recipe_learns_with_both_of_its_methods(objective):
+    agent = Agent(load_config(config="morvan_pendulum", objective=objective))
+    agent.learn(agent.config.total_steps, [note := Note()])
+    agent.close()
+    # A random policy gets about −1,200.
+    assert note.last.metrics["rollout/return_last100"] >= -700

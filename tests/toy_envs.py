@@ -183,6 +183,7 @@ _register("Long", Clock, length=20, slope=0.5)
 for _what in ("reward", "obs"):
     for _value in (np.nan, np.inf, -np.inf):
         _register(f"Faulty_{_what}_{_value}", Faulty, what=_what, value=_value)
+_register("Faulty_reward_huge", Faulty, what="reward", value=1e39)
 _register("Faulty_end_nan", Faulty, what="obs", value=np.nan, at=4)
 if "toy/Bare-v0" not in gym.registry:
     gym.register("toy/Bare-v0", vector_entry_point=BareVectorEnv)

@@ -801,3 +801,37 @@ def test_the_adaptive_penalty_holds_the_kl_near_its_target_on_cartpole(seed):
     agent = Agent("CartPole-v1", "kl_adaptive", seed=seed, overrides={"training.lr_schedule": "constant"})
     ratios = [agent.iterate()["kl/target_ratio"] for _ in range(50)]
     assert 0.5 <= statistics.median(ratios) <= 2
+
+
+def test_random_streams_are_drawn_on_the_cpu_so_that_a_seed_means_the_same_on_every_device():
+    agent = small_agent()
+    assert agent._action_generator.device.type == "cpu"
+    assert agent.learner.generator.device.type == "cpu"
+    params = torch.zeros(3, 2, device="meta")
+    assert agent.family.sample(params, torch.Generator()).device.type == "meta"
+
+
+def test_learning_again_begins_the_schedules_again():
+    agent = small_agent(training__lr_schedule="linear")
+    rates = []
+
+    class Note:
+        def on_iteration(self, state):
+            rates.append(state.metrics["optim/lr"])
+
+    per_iteration = agent.config.env.num_envs * agent.config.training.num_steps
+    agent.learn(2 * per_iteration, [Note()])
+    agent.learn(2 * per_iteration, [Note()])
+    lr = agent.config.training.lr
+    assert rates == pytest.approx([lr, lr / 2, lr, lr / 2])
+
+
+@pytest.mark.parametrize("episodes", [0, -1])
+def test_evaluating_less_than_one_episode_is_refused(episodes):
+    with pytest.raises(ConfigError, match="episodes"):
+        small_agent().evaluate(episodes)
+
+
+def test_a_state_of_another_objective_is_refused_naming_both():
+    with pytest.raises(CheckpointError, match=r"Adaptive.*Clip|Clip.*Adaptive"):
+        small_agent(objective="clip").load_state_dict(small_agent().state_dict())

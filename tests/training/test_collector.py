@@ -281,6 +281,12 @@ def test_an_observation_that_is_not_finite_is_refused_naming_value_environment_a
         collect_faulty("obs", value, 12)
 
 
+def test_a_reward_that_is_finite_but_not_in_float32_is_refused_too():
+    # A rollout holds rewards as float32, whose largest number is 3.4e38.
+    with pytest.raises(EnvDataError, match=rf"reward of environment {FAULTY_ENV} .*step {FAULTY_STEP} "):
+        collect_faulty("reward", "huge", 12)
+
+
 def test_the_faulty_step_is_inside_an_episode():
     # Environment 1's first episode has 5 steps, so that its sixth step is the first of two of the second episode.
     told = collected("CopyingCounter").log[FAULTY_ENV][FAULTY_STEP]

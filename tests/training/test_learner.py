@@ -776,3 +776,21 @@ def test_a_state_that_does_not_fit_is_refused_whole(part, fault):
     assert same_bits(everything(learner), before)
     assert torch.equal(learner.generator.get_state(), stream)
     assert learner.skipped_in_a_row.item() == 0
+
+
+# --- the actor stands still ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_grad", ["joint", "apart"])
+def test_a_stopped_actor_has_no_part_in_the_step_of_the_critic(clip_grad):
+    # Its gradient is largest just when the stop fires; in a joint norm it would shrink the critic's step to nothing.
+    stop = KLStop("last_minibatch", 1e-3, 1.0, "actor")
+    calm, wild = (make(kl_stop=stop, clip_grad=clip_grad, objective="none") for _ in range(2))
+    batch, index = batch_of(calm), torch.arange(10)
+    before = actor_and_critic(calm)
+    for learner, advantage in ((calm, 1.0), (wild, 1e6)):
+        learner._stopped.fill_(True)
+        learner.step(batch._replace(adv=batch.adv * advantage), index, batch.valid)
+    assert torch.equal(actor_and_critic(calm)[0], before[0])
+    assert not torch.equal(actor_and_critic(calm)[1], before[1])
+    assert torch.equal(weights(calm), weights(wild))

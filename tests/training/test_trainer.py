@@ -1,5 +1,6 @@
 """A run leaves a folder that says everything, stops when told, and goes on where it stopped."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError
+from ppo_kl.diagnostics.writers import JsonLinesWriter
+from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, OutputError
 from ppo_kl.load import from_yaml, load_config
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent
@@ -198,8 +200,65 @@ def test_what_is_no_run_folder_cannot_be_resumed(tmp_path):
         resume(tmp_path)
 
 
+def test_a_callback_that_answers_nothing_lets_the_run_go_on(tmp_path):
+    assert train(config(tmp_path), callbacks=[At(1, lambda: None)], quiet=True).agent.steps == 3 * STEPS
+
+
+def test_a_disk_that_is_full_is_an_output_error_and_earlier_checkpoints_stay(tmp_path, monkeypatch):
+    write, full = JsonLinesWriter.write, OSError(errno.ENOSPC, "No space left on device")
+
+    def until_full(self, steps, iteration, metrics):
+        if iteration == 3:
+            raise full
+        write(self, steps, iteration, metrics)
+
+    monkeypatch.setattr(JsonLinesWriter, "write", until_full)
+    with pytest.raises(OutputError, match="No space left") as failed:
+        train(config(tmp_path, **{"runtime.checkpoint_every": 2}), quiet=True)
+    assert failed.value.exit_code == 6
+    (folder,) = (tmp_path / "CartPole-v1" / "kl_adaptive").iterdir()
+    assert Agent.load(folder).steps == 2 * STEPS
+    assert len(rows(folder)) == 2
+    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 6
+
+
+class _LosesItsFile(gym.Wrapper):
+    """CartPole that cannot read a file of its own at its 40th step."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 40:
+            raise FileNotFoundError("level.dat")
+        return self.env.step(action)
+
+
+def test_what_an_environment_raises_comes_through_with_the_last_good_state_saved(tmp_path):
+    gym.register("LosesItsFile-v0", entry_point=lambda: _LosesItsFile(gym.make("CartPole-v1")))
+    with pytest.raises(FileNotFoundError, match=r"level\.dat"):
+        train(config(tmp_path, **{"env.id": "LosesItsFile-v0"}), quiet=True)
+    gym.registry.pop("LosesItsFile-v0")
+    (folder,) = (tmp_path / "LosesItsFile-v0" / "kl_adaptive").iterdir()
+    assert Agent.load(folder).steps == STEPS
+    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 1
+
+
+def test_the_second_signal_ends_at_once_with_the_last_good_state_saved(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        train(config(tmp_path), callbacks=[At(1, twice)], quiet=True)
+    assert ended.value.code == 143
+    (folder,) = (tmp_path / "CartPole-v1" / "kl_adaptive").iterdir()
+    assert Agent.load(folder).steps == STEPS
+    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 143
+
+
 class _SendsNaN(gym.Wrapper):
-    """CartPole whose reward is NaN from its 500th step on."""
+    """CartPole whose reward is NaN from its 41st step on."""
 
     steps = 0
 
