@@ -101,8 +101,14 @@ class Collector:
             final_obs.update({(t, i): last for i, last in step.final_obs.items() if truncated[t, i]})
             self.episodes.add(step.reward, (step.terminated | step.truncated) & step.valid, step.valid)
             obs = step.obs
+        fault = _first_fault(obs_seen, reward, obs, final_obs)
+        if fault is not None:
+            self._obs, self.episodes = None, EpisodeMeter(N)  # whoever goes on begins new episodes
+            raise EnvDataError(
+                f"{fault} of this rollout; no update was made with it, weights and checkpoints are as before; mend the "
+                "environment, then go on with --resume where a checkpoint was saved"
+            )
         self._obs = obs
-        _require_finite(obs_seen, reward, obs, final_obs)
         if not valid.any():
             return self.collect(policy)  # every environment was only reset: nothing to learn from yet
 
@@ -139,15 +145,13 @@ class Collector:
         return next_value
 
 
-def _require_finite(obs: Array, reward: Array, last: Array, final_obs: dict[tuple[int, int], Array]) -> None:
-    """Refuse a rollout that holds a NaN or an infinity, naming environment and step."""
+def _first_fault(obs: Array, reward: Array, last: Array, final_obs: dict[tuple[int, int], Array]) -> str | None:
+    """What is first not finite in float32, as training sees it, with environment and step; none if nothing is."""
     T, N = reward.shape
-    answered = np.concatenate([obs, last[None].astype(np.float32)]).reshape(T + 1, N, -1)
-    found = [("reward", t, i, reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
-    found += [("observation", t, i, answered[t, i]) for t, i in np.argwhere(~np.isfinite(answered).all(-1))]
-    found += [("observation", t + 1, i, x) for (t, i), x in final_obs.items() if not np.isfinite(x).all()]
-    for name, t, i, value in found[:1]:
-        raise EnvDataError(
-            f"{name} of environment {i} is {value} at step {t} of this rollout; no update was made with it, weights "
-            "and checkpoints are as before; mend the environment, then go on with --resume where a checkpoint was saved"
-        )
+    with np.errstate(over="ignore"):
+        answered = np.concatenate([obs, last[None].astype(np.float32)]).reshape(T + 1, N, -1)
+        seen_reward = reward.astype(np.float32)
+    faults = [("reward", t, i, reward[t, i]) for t, i in np.argwhere(~np.isfinite(seen_reward))]
+    faults += [("observation", t, i, answered[t, i]) for t, i in np.argwhere(~np.isfinite(answered).all(-1))]
+    faults += [("observation", t + 1, i, x) for (t, i), x in final_obs.items() if not np.isfinite(x).all()]
+    return next((f"{name} of environment {i} is {value} at step {t}" for name, t, i, value in faults), None)

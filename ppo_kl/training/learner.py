@@ -81,10 +81,12 @@ class Learner:
             buffer.zero_()
         torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
         valid_index = batch.valid.nonzero().squeeze(-1)
-        for _ in range(config.num_epochs if len(valid_index) else 0):
+        for epoch in range(config.num_epochs if len(valid_index) else 0):
             for index, valid in zip(*minibatches(valid_index, config.minibatch_size, self.generator), strict=True):
                 self._step(batch, index, valid)
-            if self._stop_above is not None:
+            if (
+                self._stop_above is not None and epoch < config.num_epochs - 1
+            ):  # after the last there is nothing to stop
                 self._stopped |= self._last_kl > self._stop_above
                 if config.kl_stop.stops == "all" and self._stopped:
                     break

@@ -253,6 +253,11 @@ def test_a_scaled_reward_is_clipped_at_ten():
     assert scaler(torch.tensor([[50.0], [-50.0], [5.0]])).flatten().tolist() == pytest.approx([10.0, -10.0, 5.0])
 
 
+def test_before_the_first_update_rewards_are_shifted_and_scaled_only():
+    scaler = RewardScaler(1, 0.9, offset=1.0, scale=0.5, enabled=True)
+    assert scaler(torch.tensor([[50.0], [0.2]])).flatten().tolist() == pytest.approx([25.5, 0.6])
+
+
 def test_rewards_that_never_change_stay_finite():
     scaler = RewardScaler(1, 0.0, 0.0, 1.0, enabled=True)
     reward, one = torch.ones(9, 1), torch.ones(9, 1, dtype=torch.bool)
