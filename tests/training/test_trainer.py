@@ -166,9 +166,17 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(tmp_path, number, s
     assert (metadata["exit_status"], metadata["earlier_parts"][0]["exit_status"]) == (0, status)
 
 
-def test_the_handlers_of_the_caller_are_put_back(finished):
-    del finished
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_handler_of_the_caller_is_put_back(tmp_path, number):
+    def mine(number, frame):
+        raise AssertionError("this signal was not sent")
+
+    before = signal.signal(number, mine)
+    try:
+        train(config(tmp_path, STEPS), quiet=True)
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, before)
 
 
 def test_resuming_begins_new_episodes_with_seeds_of_their_own(tmp_path):
