@@ -84,9 +84,8 @@ class Learner:
         for epoch in range(config.num_epochs if len(valid_index) else 0):
             for index, valid in zip(*minibatches(valid_index, config.minibatch_size, self.generator), strict=True):
                 self._step(batch, index, valid)
-            if (
-                self._stop_above is not None and epoch < config.num_epochs - 1
-            ):  # after the last there is nothing to stop
+            more_to_come = epoch + 1 < config.num_epochs
+            if self._stop_above is not None and more_to_come:
                 self._stopped |= self._last_kl > self._stop_above
                 if config.kl_stop.stops == "all" and self._stopped:
                     break
