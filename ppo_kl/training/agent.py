@@ -68,7 +68,7 @@ class Agent:
             )
         else:
             config = env
-        resolve_device(config.runtime.device)
+        resolve_device(config.runtime.device)  # refused here, before any environment is made
         envs = make_vector_env(config.env, config.seed)
         spaces = {
             "obs_shape": list(shape_of_observation(envs.observation_space)),

@@ -109,7 +109,7 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
     try:
         with _stop_on_signals() as stop, TrainingConsole(config.total_steps, agent.steps, quiet) as console:
             console.say(f"Run folder: {folder}")
-            console.say(f"Look at it: {_tensorboard()} --logdir {shlex.quote(str(folder.parents[2]))}")
+            console.say(f"Look at it: {_tensorboard()} --logdir {shlex.quote(_runs_dir(folder))}")
             console.say(_what_runs(agent))
             for state in agent.iterations_until(config.total_steps):
                 with _output(folder):
@@ -132,7 +132,9 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
                 console.say(_how_it_ended(result))
     except BaseException as error:
         exit_status = _exit_status(error)
-        if agent.steps and not isinstance(error, OutputError):
+        # A checkpoint of this step is of a finished iteration; what failed may be half-way through the next.
+        saved = checkpoint.path_at(folder / "checkpoints", agent.steps).exists()
+        if agent.steps and not saved and not isinstance(error, OutputError):
             with contextlib.suppress(OSError, PPOKLError):
                 _save(agent, folder)
         raise
@@ -176,6 +178,14 @@ def _save(agent: Agent, folder: Path) -> None:
     agent.save(checkpoint.path_at(folder / "checkpoints", agent.steps))
     for old in checkpoint.in_order(folder / "checkpoints")[: -agent.config.runtime.keep_checkpoints]:
         old.unlink()
+
+
+def _runs_dir(folder: Path) -> str:
+    """The folder that holds runs_dir/ENV/OBJECTIVE/seedK, as named from here; `folder` may be named from inside it."""
+    if len(folder.parents) > 2:
+        return str(folder.parents[2])
+    above = folder.resolve().parents
+    return str(above[min(2, len(above) - 1)])
 
 
 def _tensorboard() -> str:

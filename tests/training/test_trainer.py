@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,7 @@ from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, OutputErro
 from ppo_kl.load import from_yaml, load_config
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent
+from ppo_kl.training.learner import Learner
 from ppo_kl.training.trainer import resume, train
 
 STEPS = 256  # of one iteration of the CartPole configuration
@@ -250,6 +252,37 @@ def test_what_an_environment_raises_comes_through_with_the_last_good_state_saved
     (folder,) = (tmp_path / "LosesItsFile-v0" / "kl_adaptive").iterdir()
     assert Agent.load(folder).steps == STEPS
     assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 1
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_a_run_can_be_named_from_any_folder_above_it(tmp_path, monkeypatch, levels, capsys):
+    stopped = train(config(tmp_path), callbacks=[At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))], quiet=True)
+    folder = stopped.folder.relative_to(stopped.folder.parents[levels])
+    monkeypatch.chdir(stopped.folder.parents[levels])
+    assert resume(folder).exit_status == 0
+    logdir = capsys.readouterr().out.split("--logdir ")[1].splitlines()[0]
+    assert Path(logdir).resolve() == tmp_path.resolve()
+
+
+def test_a_fault_in_the_middle_of_an_update_does_not_replace_the_checkpoint_before_it(tmp_path, monkeypatch):
+    step, calls = Learner.update, []
+
+    def broken_half_way(self, batch, progress):
+        calls.append(1)
+        done = step(self, batch, progress)
+        if len(calls) == 2:
+            raise ZeroDivisionError("half-way")
+        return done
+
+    monkeypatch.setattr(Learner, "update", broken_half_way)
+    with pytest.raises(ZeroDivisionError):
+        train(config(tmp_path, **{"runtime.checkpoint_every": 1}), quiet=True)
+    (folder,) = (tmp_path / "CartPole-v1" / "kl_adaptive").iterdir()
+    first = Agent.load(folder)
+    monkeypatch.undo()
+    clean = train(config(tmp_path, **{"objective.name": "clean"}), callbacks=[At(1, lambda: False)], quiet=True)
+    assert first.steps == STEPS
+    assert torch.equal(first.learner.parameters.flat, clean.agent.learner.parameters.flat)
 
 
 def test_the_second_signal_ends_at_once_with_the_last_good_state_saved(tmp_path):
