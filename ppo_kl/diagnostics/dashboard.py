@@ -15,13 +15,13 @@ from ppo_kl.config.objective import KINDS
 LAYOUT = {
     "KL": {
         "KL in its target band": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
-        "KL, both directions": ["Multiline", ["kl/forward", "kl/reverse"]],
+        "KL, both directions": ["Multiline", ["kl/forward$", "kl/reverse$"]],
         "λ": ["Multiline", ["penalty/lambda"]],
         "clip fraction": ["Multiline", ["ratio/clip_fraction"]],
         "return": ["Multiline", ["rollout/return_last100"]],
     }
 }
-"""The custom-scalars page, the same in every run, so that TensorBoard merges them."""
+"""The custom-scalars page, the same in every run, so that TensorBoard merges them; Multiline tags are patterns."""
 
 HPARAM_METRICS = ("rollout/return_last100", "kl/forward", "penalty/lambda", "ratio/clip_fraction")
 """The columns of the hparams table beside the settings."""

@@ -17,8 +17,15 @@ from ppo_kl.training.trainer import train
 
 
 def test_every_tag_on_the_dashboard_is_in_the_glossary():
-    charted = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    charted = {tag.removesuffix("$") for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
     assert charted | set(HPARAM_METRICS) <= set(GLOSSARY)
+
+
+def test_every_line_of_the_dashboard_is_one_tag_and_not_a_whole_family():
+    # TensorBoard takes these for patterns: kl/forward alone would draw kl/forward_max and kl/forward_p95 too.
+    for kind, patterns in LAYOUT["KL"].values():
+        if kind == "Multiline":
+            assert all(len([tag for tag in GLOSSARY if re.match(pattern, tag)]) == 1 for pattern in patterns)
 
 
 @pytest.mark.parametrize("name", PRESETS)
