@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -11,7 +13,7 @@ import tyro
 
 from ppo_kl import __version__
 from ppo_kl.config import TrainConfig
-from ppo_kl.errors import PPOKLError
+from ppo_kl.errors import ConfigError, PPOKLError
 from ppo_kl.load import load_config
 
 USAGE = """\
@@ -28,12 +30,18 @@ Train an agent.
 Which settings to start from (files, or names of shipped ones):
   --config FILE     a whole configuration, or a name in configs/recipes
   --env NAME        a name in configs/env, a file, or a Gymnasium id as Hopper-v5 (default: cartpole)
-  --objective NAME  none, clip, kl_fixed, kl_adaptive, kl_clip, or a file (default: kl_adaptive)
+  --objective NAME  a name in configs/objective, as clip or kl_pi, or a file (default: kl_adaptive)
+  --kl-stop NAME    early stop of an update: off, sb3, cleanrl, spinningup, omnisafe, or a file
   --runtime NAME    cpu, cuda, or a file
+  --plugin MODULE   import this first, once or more: it may register objectives of its own
   --resume RUN      go on with a run where it stopped
   --quiet           print nothing
 
 Every single setting is an option below; options win over files."""
+
+
+LAYERS = ("config", "env", "objective", "kl-stop", "runtime")
+"""Options that name files to start from, in the order in which later ones win."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,8 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
+    _import_plugins(chosen.plugin)
     if chosen.resume is not None:
-        named = [name for name in ("config", "env", "objective", "runtime") if getattr(chosen, name) is not None]
+        named = [name for name in LAYERS if getattr(chosen, name.replace("-", "_")) is not None]
         if rest or named:
             other = rest[0] if rest else f"--{named[0]}"
             print(f"ppo-kl: error: --resume goes on with the run's own settings; {other} has no place", file=sys.stderr)
@@ -67,7 +76,7 @@ def _train(arguments: list[str]) -> int:
         from ppo_kl.training.trainer import resume
 
         return resume(chosen.resume, quiet=chosen.quiet).exit_status
-    config = load_config(config=chosen.config, env=chosen.env, objective=chosen.objective, runtime=chosen.runtime)
+    config = load_config(**{layer: getattr(chosen, layer) for layer in (name.replace("-", "_") for name in LAYERS)})
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
     from ppo_kl.training.trainer import train
 
@@ -76,10 +85,30 @@ def _train(arguments: list[str]) -> int:
 
 def _chooser() -> argparse.ArgumentParser:
     chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
-    for name in ("config", "env", "objective", "runtime", "resume"):
+    for name in (*LAYERS, "resume"):
         chooser.add_argument(f"--{name}")
     chooser.add_argument("--quiet", action="store_true")
+    chooser.add_argument("--plugin", action="append", default=[])
     return chooser
+
+
+def _import_plugins(modules: list[str]) -> None:
+    """Import the modules that the command line names, from the working folder too, as `python -m` would.
+
+    Only the command line can name them; a configuration or a checkpoint never leads to an import.
+    """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except PPOKLError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"--plugin {module}: cannot be imported: {type(error).__name__}: {error}; name a module as in `import "
+                f"{module}`, in {os.getcwd()} or installed"
+            ) from error
 
 
 def evaluate(
@@ -88,6 +117,7 @@ def evaluate(
     episodes: int = 10,
     stochastic: bool = False,
     device: str | None = None,
+    plugin: tuple[str, ...] = (),
 ) -> int:
     """Play whole episodes with a trained agent, on environments of their own.
 
@@ -96,7 +126,9 @@ def evaluate(
         episodes: how many.
         stochastic: draw actions from the policy instead of taking the most likely ones.
         device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
+        plugin: modules to import first, for an agent whose objective is not one of ours.
     """
+    _import_plugins(list(plugin))
     from ppo_kl.training.agent import Agent
 
     agent = Agent.load(run, device=device)

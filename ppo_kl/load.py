@@ -18,7 +18,7 @@ import yaml
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.checked import Settings, nearest, types_of
-from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
+from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part, part_named, preset_named
 from ppo_kl.errors import ConfigError
 
 _HERE = Path(__file__).parent
@@ -41,15 +41,17 @@ def load_config(
     config: str | None = None,
     env: str | None = None,
     objective: str | ObjectiveConfig | None = None,
+    kl_stop: str | None = None,
     runtime: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """One checked configuration from layers; later ones win: config, env, objective, runtime, overrides.
+    """One checked configuration from layers; later ones win: config, env, objective, kl_stop, runtime, overrides.
 
     Args:
         config: a whole configuration: a file, or a name in configs/recipes; none: the defaults.
         env: a file, a name in configs/env, or a Gymnasium id; none, and no config: cartpole.
         objective: a file, a name in configs/objective, or the objective's config itself.
+        kl_stop: early stop, a file or a name in configs/kl_stop.
         runtime: a file, or a name in configs/runtime.
         overrides: dotted key -> value, as {"training.gamma": 0.98}.
 
@@ -62,7 +64,9 @@ def load_config(
     if env is not None:
         layers.append(_env_layer(env))
     if isinstance(objective, str):
-        layers.append(read_yaml(_find("objective", objective, "--objective")))
+        layers.append(_objective_layer(objective))
+    if kl_stop is not None:
+        layers.append(read_yaml(_find("kl_stop", kl_stop, "--kl-stop")))
     if runtime is not None:
         layers.append(read_yaml(_find("runtime", runtime, "--runtime")))
     merged = Located({}, "config")
@@ -105,16 +109,27 @@ def _plain(value: Any) -> Any:
 
 def _find(group: str, name: str, option: str) -> Path:
     """The file that `name` means: a path as it is, a bare name in the shipped folder `group`."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and path.name == name:
-        path = SHIPPED / group / f"{name}.yaml"
+    path = Path(name) if _is_path(name) else SHIPPED / group / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"{option} {name}: no such file or name{nearest(name, _shipped(group))}")
     return path
 
 
+def _is_path(name: str) -> bool:
+    path = Path(name)
+    return path.suffix in (".yaml", ".yml") or path.name != name
+
+
 def _shipped(group: str) -> list[str]:
     return sorted(p.stem for p in (SHIPPED / group).glob("*.yaml"))
+
+
+def _objective_layer(objective: str) -> Located:
+    """The YAML named `objective`, or the preset of that name that a plug-in or an installed package added."""
+    if _is_path(objective) or objective in _shipped("objective"):
+        return read_yaml(_find("objective", objective, "--objective"))
+    preset = preset_named(objective)
+    return _compose(yaml.safe_dump({"objective": to_dict(preset)}), f"preset {objective}")
 
 
 def _env_layer(env: str) -> Located:
@@ -265,9 +280,10 @@ def _part(family: Any, kind: Located | None, node: Located, key: str) -> type[Se
     known = KINDS[family]
     if kind is None:
         raise ConfigError(f"{node.where}: {key}: needs a kind (known: {', '.join(sorted(known))})")
-    if kind.value not in known:
-        raise ConfigError(f"{kind.where}: {key}.kind: {kind.value!r} is unknown{nearest(str(kind.value), known)}")
-    return known[str(kind.value)]
+    try:
+        return part_named(family, str(kind.value))
+    except ConfigError as error:
+        raise ConfigError(f"{kind.where}: {key}.kind: {error}", "kind") from None
 
 
 def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:

@@ -1,37 +1,117 @@
-"""Writes what is generated: configs/objective/NAME.yaml from the presets, and the README's metric table.
+"""Writes what is generated: configs/objective and configs/kl_stop from the presets, the README's tables, docs/kl.md.
 
 python scripts/generate.py           writes
 python scripts/generate.py --check   says what differs, and exits with 1
 """
 
+import contextlib
+import io
+import json
 import re
+import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.objective import PRESETS, PUBLISHED
+from ppo_kl.config.training import KL_STOPS
 from ppo_kl.diagnostics import glossary
 from ppo_kl.load import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
+PRESET_RUNS = ROOT / "docs" / "results" / "presets.json"
+KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
 
 
 def generated() -> dict[Path, str]:
     """Every generated file with its text."""
     files = {}
     for name, preset in PRESETS.items():
-        text = yaml.safe_dump({"objective": to_dict(preset)}, sort_keys=False)
-        header = "# Generated from ppo_kl/config/objective.py by `make configs`.\n"
-        files[ROOT / "configs" / "objective" / f"{name}.yaml"] = header + text
+        files[ROOT / "configs" / "objective" / f"{name}.yaml"] = _layer({"objective": to_dict(preset)}, "objective")
+    for name, stop in KL_STOPS.items():
+        text = _layer({"training": {"kl_stop": to_dict(stop)}}, "training")
+        files[ROOT / "configs" / "kl_stop" / f"{name}.yaml"] = text
     readme = ROOT / "README.md"
-    files[readme] = with_section(readme.read_text(), "metrics", glossary.as_markdown())
+    text = readme.read_text()
+    for section, content in (
+        ("objectives", objectives_as_markdown()),
+        ("metrics", glossary.as_markdown()),
+    ):
+        text = with_section(text, section, content)
+    files[readme] = text
     return files
+
+
+def _layer(settings: dict[str, Any], source: str) -> str:
+    header = f"# Generated from ppo_kl/config/{source}.py by `make configs`.\n"
+    return header + yaml.safe_dump(settings, sort_keys=False)
+
+
+def objectives_as_markdown() -> str:
+    """The table of presets, from their docstrings."""
+    rows = []
+    for make in PUBLISHED:
+        formula, *_ = (make.__doc__ or "").partition("\n\n")
+        said = dict(re.findall(r"^ +(Use|Known|Source): (.+)$", make.__doc__ or "", re.MULTILINE))
+        cells = (f"`{make.__name__}`", " ".join(formula.split()), said["Use"], said["Known"], said["Source"])
+        rows.append(_row(cells))
+    return "\n".join(
+        [_row(("objective", "loss", "use it", "what is known of it", "source")), "|---|---|---|---|---|", *rows]
+    )
+
+
+def runs_as_markdown() -> str:
+    """The table of returns and realised KL, from the recorded runs."""
+    recorded = json.loads(PRESET_RUNS.read_text())["runs"]
+    rows = [_row(("objective", "CartPole: return", "KL of an update", "Pendulum: return", "KL of an update"))]
+    rows.append("|---|---|---|---|---|")
+    for name, envs in recorded.items():
+        cells = [f"`{name}`"]
+        for env in ("cartpole", "pendulum"):
+            runs = list(envs[env].values())
+            returns = [run["return"] for run in runs]
+            cells.append(f"{statistics.fmean(returns):.0f} ± {statistics.stdev(returns):.0f}")
+            median, mean = (statistics.median(run[key] for run in runs) for key in ("kl_median", "kl_mean"))
+            cells.append(f"{median:.4f} ({mean:.4f})")
+        rows.append(_row(cells))
+    return "\n".join(rows)
+
+
+def _row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def executed(script: Path) -> str:
+    """The script as a page: paragraphs of comments as prose, the code between them with what it printed."""
+    blocks: list[tuple[bool, str]] = []
+    for chunk in re.split(r"\n{2,}(?=\S)", script.read_text().strip()):
+        prose = all(line.startswith("#") for line in chunk.splitlines())
+        if blocks and not prose and not blocks[-1][0]:
+            blocks[-1] = (False, f"{blocks[-1][1]}\n\n{chunk}")
+        else:
+            blocks.append((prose, chunk))
+    page, names = [], {"__name__": "__main__"}
+    for prose, text in blocks:
+        if prose:
+            page.append("\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines()))
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(text, str(script), "exec"), names)
+        page.append(f"```python\n{text}\n```")
+        if printed.getvalue():
+            page.append(f"```text\n{printed.getvalue().rstrip()}\n```")
+    return "\n\n".join(page) + "\n"
 
 
 def with_section(text: str, name: str, content: str) -> str:
     """`text` with `content` between the comments that mark the section `name`."""
     begin, end = f"<!-- {name}: generated by `make configs` -->", f"<!-- /{name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"README.md has no section between {begin} and {end}")
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
@@ -41,6 +121,8 @@ if __name__ == "__main__":
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         sys.exit("\n".join(f"{path.relative_to(ROOT)} is not what `make configs` writes" for path in stale) or 0)
-    for path in stale:
+    # Not compared above: its last digits are the processor's. A test compares it with tolerance.
+    files[KL_PAGE] = executed(KL_TOUR)
+    for path in [*stale, KL_PAGE]:
         path.write_text(files[path])
         print("wrote", path.relative_to(ROOT))

@@ -6,6 +6,7 @@ sees every value that is read to the host.
 
 import pytest
 import torch
+from every_family import EVERY_FAMILY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_kl.batch import Batch
@@ -40,7 +41,7 @@ def parts(family, objective, device, **training):
 TRAINING = (
     {},
     {"clip_grad": "apart", "advantage_norm": "minibatch", "value_clip": 0.2, "ent_coef": 0.01, "lr_schedule": "linear"},
-    {"max_grad_norm": None, "kl_stop": KLStop("last_minibatch", 0.01, 1.0, "actor")},
+    {"max_grad_norm": None, "kl_stop": KLStop("last_minibatch", threshold=0.01, stops="actor")},
 )
 
 
@@ -88,3 +89,14 @@ def test_the_reads_of_an_update_do_not_grow_with_its_minibatches():
     few, batch = parts(FAMILIES[0], "kl_adaptive", "cpu", minibatch_size=64, num_epochs=1)
     many, _ = parts(FAMILIES[0], "kl_adaptive", "cpu", minibatch_size=4, num_epochs=3)
     assert reads_of(lambda: many.update(batch, 0.0)) == reads_of(lambda: few.update(batch, 0.0)) <= 1
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
+def test_no_family_needs_another_device_or_the_host(family):
+    learner, batch = parts(family, "kl_adaptive", "meta", ent_coef=0.01)
+    learner.step(batch, torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta"))
+    assert {x.device.type for x in measure(learner.policy, family, learner.objective, batch).values()} == {"meta"}
+    learner, batch = parts(family, "kl_adaptive", "cpu", ent_coef=0.01)
+    index, valid = torch.arange(16), torch.ones(16, dtype=torch.bool)
+    assert reads_of(lambda: learner.step(batch, index, valid)) == 0
+    assert reads_of(lambda: measure(learner.policy, family, learner.objective, batch)) == 0

@@ -77,9 +77,9 @@ class Note:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [None, "clip"])
-def test_the_classic_recipe_learns_with_both_of_its_methods(objective):
-    agent = Agent(load_config(config="morvan_pendulum", objective=objective))
+@pytest.mark.parametrize(("objective", "kl_stop"), [(None, None), ("clip", "off")])
+def test_the_classic_recipe_learns_with_both_of_its_methods(objective, kl_stop):
+    agent = Agent(load_config(config="morvan_pendulum", objective=objective, kl_stop=kl_stop))
     agent.learn(agent.config.total_steps, [note := Note()])
     agent.close()
     # A random policy gets about −1,200.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.objective import PRESETS, Adaptive, Clip
+from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import SHIPPED, from_yaml, load_config, to_dict, to_yaml
 
@@ -37,6 +38,24 @@ def test_generated_files_are_up_to_date():
 def test_every_shipped_file_loads(path):
     option = {"recipes": "config"}.get(path.parent.name, path.parent.name)
     assert isinstance(load_config(**{option: str(path)}), TrainConfig)
+
+
+@pytest.mark.parametrize("name", KL_STOPS)
+def test_the_kl_stop_files_are_the_presets(name):
+    assert load_config(kl_stop=name).training.kl_stop == KL_STOPS[name]
+
+
+def test_the_paper_and_pat_coadys_recipe_are_what_they_say():
+    paper, pat_coady = (load_config(config=name) for name in ("ppo_paper", "pat_coady"))
+    assert paper.objective == PRESETS["clip"]
+    # Schulman 2017, table 3.
+    training = paper.training
+    found = (training.num_steps, training.lr, training.num_epochs, training.minibatch_size, training.gamma)
+    assert (*found, training.gae_lambda) == (2048, 3e-4, 10, 64, 0.99, 0.95)
+    assert pat_coady.objective == PRESETS["kl_hinge"]
+    stop = pat_coady.training.kl_stop
+    assert (pat_coady.training.num_epochs, stop.scope, stop.multiplier) == (20, "after_epoch", 4.0)
+    assert pat_coady.training.minibatch_size == pat_coady.training.num_steps * pat_coady.env.num_envs
 
 
 def test_later_layers_win_and_a_part_of_another_kind_replaces_the_whole_part(tmp_path):

@@ -135,6 +135,45 @@ class Bandit(gym.Env[np.ndarray, int]):
         return np.ones(1, np.float32), float(action == 2), True, False, {}
 
 
+ACTION_SPACES = {
+    "Discrete": spaces.Discrete(3, start=-1),
+    "OneAction": spaces.Discrete(1),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 5, 3], start=[0, -1, 7]),
+    "MultiBinary": spaces.MultiBinary((2, 2)),
+    "Box": spaces.Box(np.float32([-2.0, 0.0]), np.float32([1.0, 1000.0])),
+    "Scalar": spaces.Box(-0.1, 0.3, (), np.float64),
+    "Dict": spaces.Dict(
+        {
+            "turn": spaces.Discrete(3, start=1),
+            "arm": spaces.Box(-1.0, 2.0, (2, 1)),
+            "more": spaces.Tuple((spaces.MultiBinary(2), spaces.MultiDiscrete([2, 4]))),
+        }
+    ),
+    "Tuple": spaces.Tuple((spaces.Box(-0.1, 0.3, (2,), np.float16), spaces.Discrete(4))),
+}
+"""One of each kind of action space there is a policy for."""
+
+
+class Strict(gym.Env[np.ndarray, Any]):
+    """Three steps, and an error for an action that is not in the space, by `contains`."""
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        # Gymnasium's vector environments send a number where the shape is (), and its Box warns of it.
+        if not self.action_space.contains(np.asarray(action) if isinstance(action, np.floating) else action):
+            raise AssertionError(f"{action!r} is not in {self.action_space}")
+        self.steps += 1
+        return np.ones(2, np.float32), float(self.steps), self.steps == 3, False, {}
+
+
 FAULTY_ENV, FAULTY_STEP = 1, 5
 """Where a `Faulty` sends its fault: at the sixth step of environment 1."""
 
@@ -180,6 +219,8 @@ _register("Bandit", Bandit)
 _register("OneStep", Clock, length=1, terminates=True)
 _register("Endless", Clock, length=None)
 _register("Long", Clock, length=20, slope=0.5)
+for _name, _space in ACTION_SPACES.items():
+    _register(f"Strict{_name}", Strict, action_space=_space)
 for _what in ("reward", "obs"):
     for _value in (np.nan, np.inf, -np.inf):
         _register(f"Faulty_{_what}_{_value}", Faulty, what=_what, value=_value)

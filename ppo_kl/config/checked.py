@@ -31,11 +31,11 @@ def setting(
     return dataclasses.field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, words: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or the list of what there is where nothing is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+    known = {word.lower(): word for word in sorted(words)}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {known[close[0]]!r}?)" if close else f" (known: {', '.join(known.values())})"
 
 
 class Settings:

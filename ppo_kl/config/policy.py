@@ -9,6 +9,7 @@ from ppo_kl.config.checked import Settings, setting
 from ppo_kl.errors import ConfigError
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
+BoxDistribution = Literal["gaussian", "tanh_gaussian", "beta", "full_gaussian"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class PolicyConfig(Settings):
     """Units of each hidden layer, of the actor and of the critic."""
     activation: Activation = "tanh"
     """Between the layers."""
+    distribution: BoxDistribution = "gaussian"
+    """Box actions: a Gaussian clipped to the bounds, one squashed into them by tanh, a Beta stretched to them, or a
+    clipped Gaussian with full covariance."""
     mean: Literal["linear", "tanh"] = "linear"
     """Box actions: mean of the Gaussian, the last layer's output, or tanh of it stretched to the action bounds."""
     scale: Literal["log_std", "softplus"] = "log_std"
@@ -34,6 +38,12 @@ class PolicyConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mean == "tanh" and self.distribution in ("tanh_gaussian", "beta"):
+            raise ConfigError(
+                f"mean='tanh': distribution {self.distribution!r} keeps to the action bounds by itself; "
+                "use mean 'linear', or distribution 'gaussian' or 'full_gaussian'",
+                "mean",
+            )
         if not self.log_std_min <= self.log_std_init <= self.log_std_max:
             raise ConfigError(
                 f"log_std_init={self.log_std_init!r}: allowed: log_std_min <= log_std_init <= log_std_max "

@@ -12,14 +12,27 @@ from ppo_kl.config.checked import Settings, setting
 class KLStop(Settings):
     """Early stop of an update on its KL; off by default, and never the controller's set-point."""
 
-    scope: Literal["off", "last_minibatch"] = "off"
-    """last_minibatch: the exact KL of the epoch's last minibatch, before its step, looked at when the epoch ends."""
+    scope: Literal["off", "before_step", "last_minibatch", "before_full_batch", "after_epoch"] = "off"
+    """before_step: each minibatch's KL before its step; last_minibatch: the epoch's last one, looked at when the epoch
+    ends; before_full_batch, after_epoch: the whole batch's, before an epoch begins or after it ends."""
+    estimator: Literal["exact", "k1", "k3"] = "exact"
+    """exact: the forward KL of the distributions; k1, k3: its estimates from the sampled actions."""
     threshold: float | None = setting(None, above=0)
-    """Nats; none: the controller's kl_target, and no stop where the objective has none."""
+    """Nats; none: the controller's kl_target."""
     multiplier: float = setting(1.0, above=0)
     """The update stops above multiplier · threshold."""
     stops: Literal["all", "actor"] = "all"
     """What stands still for the rest of the update."""
+
+
+KL_STOPS: dict[str, KLStop] = {
+    "off": KLStop(),
+    "sb3": KLStop("before_step", "k3", multiplier=1.5),
+    "cleanrl": KLStop("last_minibatch", "k3"),
+    "spinningup": KLStop("before_full_batch", "k1", multiplier=1.5, stops="actor"),
+    "omnisafe": KLStop("after_epoch", "exact"),
+}
+"""The early stops of other libraries by name; `configs/kl_stop/NAME.yaml` is generated from them."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,13 @@ class TrainingConfig(Settings):
     """Adam's learning rate of the actor."""
     critic_lr: float | None = setting(None, above=0, at_most=1)
     """Adam's learning rate of the critic; none: the actor's."""
-    lr_schedule: Literal["constant", "linear"] = "constant"
-    """linear: falls to 0 at the end of training."""
+    lr_schedule: Literal["constant", "linear", "kl_adaptive"] = "constant"
+    """linear: falls to 0 at the end of training; kl_adaptive: follows the KL, see lr_kl_target."""
+    lr_kl_target: float = setting(0.01, above=0)
+    """kl_adaptive: above twice this KL, nats, the learning rate is divided by 1.5, below half of it multiplied, between
+    1e-5 and 1e-2; never the objective's kl_target."""
+    lr_kl_cadence: Literal["minibatch", "epoch"] = "minibatch"
+    """kl_adaptive: looks at each minibatch's exact forward KL before its step, or at an epoch's mean of them."""
     adam_eps: float = setting(1e-5, above=0, at_most=1)
     """Adam's ε."""
     max_grad_norm: float | None = setting(0.5, above=0)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ppo_kl.batch import Batch
-from ppo_kl.objectives.divergence import k1, k2, k3, policy_kl
+from ppo_kl.objectives.divergence import diagonal_gaussian, gaussian_kl_parts, k1, k2, k3, policy_kl
 from ppo_kl.objectives.objective import MAX_LOG_RATIO, Objective
-from ppo_kl.objectives.penalties import gaussian_kl_parts
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.families import Family
@@ -71,14 +70,14 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
     if objective.kl_target is not None:
         metrics["kl/target_ratio"] = metrics["kl/controlled"] / objective.kl_target
     if objective.kl_band is not None:
-        low, high = (metrics["kl/controlled"].new_tensor(edge) for edge in objective.kl_band)
+        low, high = (torch.as_tensor(edge, device=forward.device) for edge in objective.kl_band)
         metrics |= {"kl/target_low": low, "kl/target_high": high}
-    parts = gaussian_kl_parts(pi_old, pi)
-    if parts is not None:
+    parts, gaussian = gaussian_kl_parts(pi_old, pi), diagonal_gaussian(pi)
+    if parts is not None and gaussian is not None:
         metrics |= {
             "kl/mean_part": mean(parts[0]),
             "kl/scale_part": mean(parts[1]),
-            "policy/scale_mean": mean(pi.stddev.mean(-1)),
+            "policy/scale_mean": mean(gaussian.scale.mean(-1)),
         }
     return metrics
 

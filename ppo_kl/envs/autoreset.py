@@ -69,8 +69,8 @@ class Environments:
         self._only_resets[:] = False
         return np.array(obs)
 
-    def step(self, action: Array) -> Step:
-        """Step every environment; `action` is `[N, ...]` as the action space has it."""
+    def step(self, action: Any) -> Step:
+        """Step every environment; `action` is `[N, ...]`, or a dict or tuple of such, as the action space has it."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         obs, reward = np.array(obs), np.array(reward, np.float64)
         terminated = np.array(terminated, bool)

@@ -6,13 +6,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+
+from ppo_kl.objectives.gaussians import TanhNormal, normal_kl_parts
+from ppo_kl.objectives.stabilise import stabilise
 
 Direction = Literal["forward", "reverse"]
 
 
 def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "forward") -> Tensor:
-    """Exact KL of each sample in nats: forward KL(π_old ‖ π), reverse KL(π ‖ π_old).
+    """Exact KL of each sample in nats: forward KL(π_old ‖ π), reverse KL(π ‖ π_old); by way of `stabilise`.
 
     Args:
         pi_old: behaviour policy at collection, batch shape `[B]`; build it from stored parameters without gradient.
@@ -24,7 +27,7 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
 
     Raises:
         ValueError: the shapes differ, or the batch shape is not `[B]`.
-        NotImplementedError: torch knows no KL for this pair; its names are in the message.
+        NotImplementedError: there is no formula for this pair; both names are in the message.
 
     Source: Schulman 2017 (arXiv:1707.06347), eq. 8.
     """
@@ -33,14 +36,67 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
             f"policy_kl: batch shapes {tuple(pi_old.batch_shape)} (old) and {tuple(pi.batch_shape)} (new) must both be "
             "(B,); wrap a distribution over several action dimensions in torch.distributions.Independent(pi, 1)"
         )
-    sizes = [(tuple(d.event_shape), tuple(getattr(d, "param_shape", ()))) for d in (pi_old, pi)]
+    pi_old, pi = stabilise(pi_old), stabilise(pi)
+    sizes = [(tuple(d.event_shape), _param_shape(d)) for d in (pi_old, pi)]
     if type(pi_old) is type(pi) and sizes[0] != sizes[1]:
         raise ValueError(f"policy_kl: event and parameter shapes {sizes[0]} (old) and {sizes[1]} (new) must be equal")
     p, q = (pi_old, pi) if direction == "forward" else (pi, pi_old)
     try:
         return kl_divergence(p, q)
-    except NotImplementedError:
-        raise NotImplementedError(f"policy_kl: torch has no exact KL for {p!r} and {q!r}") from None
+    except NotImplementedError as error:
+        reason = f": {error}" if str(error) else ""
+        raise NotImplementedError(f"policy_kl: there is no exact KL for {p!r} and {q!r}{reason}") from None
+
+
+def _param_shape(dist: Distribution) -> tuple[int, ...]:
+    """How many actions a Categorical has, which no event shape tells; of the innermost distribution."""
+    if isinstance(dist, Independent):
+        return _param_shape(dist.base_dist)
+    return tuple(getattr(dist, "param_shape", ()))
+
+
+def require_kl(dist: Distribution) -> None:
+    """Refuse a policy whose KL with its like has no formula: at construction, before anything was collected with it.
+
+    A transform with parameters of the policy in it passes here; `policy_kl` refuses it as soon as they differ.
+
+    Args:
+        dist: as `family.build` makes it, batch shape `[B]`.
+
+    Raises:
+        ValueError: the batch shape is not `[B]`.
+        NotImplementedError: there is no exact KL; the distribution's name is in the message.
+    """
+    with torch.no_grad():
+        policy_kl(dist, dist)
+
+
+def diagonal_gaussian(dist: Distribution) -> Normal | None:
+    """The Normals of the action dimensions, batch shape `[*, A]`, of u where the action is tanh(u); none of others."""
+    if isinstance(dist, TanhNormal):
+        dist = dist.base_dist
+    base = getattr(dist, "base_dist", None)
+    return base if isinstance(dist, Independent) and isinstance(base, Normal) else None
+
+
+def gaussian_kl_parts(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None:
+    """KL(p ‖ q) of diagonal Gaussians, split exactly into what the means and what the scales contribute.
+
+    mean part ½ Σ (Δμ / σ_q)², scale part Σ [log(σ_q / σ_p) + σ_p² / (2 σ_q²) − ½]; squashed by tanh, those of the base.
+
+    Args:
+        p: batch shape `[B]`.
+        q: batch shape `[B]`.
+
+    Returns:
+        Both `[B]`, in nats, summed over action dimensions; none where p and q are not both diagonal Gaussians, or both
+        squashed ones.
+    """
+    base_p, base_q = diagonal_gaussian(p), diagonal_gaussian(q)
+    if base_p is None or base_q is None or type(p) is not type(q):
+        return None
+    mean_part, scale_part = normal_kl_parts(base_p, base_q)
+    return mean_part.reshape(*p.batch_shape, -1).sum(-1), scale_part.reshape(*p.batch_shape, -1).sum(-1)
 
 
 def k1(log_ratio: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,10 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppo_kl.config.objective import ObjectiveConfig, Part, preset
+from ppo_kl.config.objective import (
+    Adapting,
+    Controller,
+    Fixed,
+    NoPenalty,
+    ObjectiveConfig,
+    Part,
+    Penalty,
+    Surrogate,
+    preset,
+)
+from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
 from ppo_kl.objectives.divergence import Direction, policy_kl
-from ppo_kl.objectives.penalties import PENALTIES
+from ppo_kl.objectives.penalties import PENALTIES, hinge
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.objectives.surrogates import SURROGATES
 
@@ -21,6 +34,8 @@ MAX_LOG_RATIO = 20.0
 """log r is clamped to ± this in every row: unclamped, clip's gradient is NaN from 89 in float32."""
 REFERENCE_CLIP_EPS = 0.2
 """The band in which objectives that do not clip count their ratios, so that they compare with those that do."""
+NARROWEST_BAND = 0.01
+"""Share of clip_eps that a linear schedule leaves: ε (1 − p), never 0."""
 
 
 class ObjectiveOutput(NamedTuple):
@@ -44,41 +59,57 @@ class Objective(nn.Module):
         ...                                                        # once per rollout, after its update:
         objective.adapt_(objective.divergence(pi_old_all, pi_all).mean())
 
-    `forward` changes nothing. λ is a 0-dim buffer: it moves with `.to(device)`, is saved in `state_dict`, and changes
-    only in `adapt_`, in place.
+    `forward` changes nothing. λ is a 0-dim buffer: it moves with `.to(device)`, is saved in `state_dict` beside what
+    its controller remembers and how far training is, and changes only in `adapt_` and `schedule_`, in place.
 
     Args:
         config: surrogate, penalty and controller; see also `from_preset`.
+        num_action_dims: dim(A) of a Box action space, for a `kl_target_per_dim`.
+        all_mean: mean of a `[]` tensor over processes, for the hinge's minibatch mean; as it is where there is but one.
+
+    Raises:
+        ConfigError: `kl_target_per_dim` without `num_action_dims`.
     """
 
     kl_lambda: Tensor
+    progress: Tensor
+    memory: Tensor
     nonfinite: Tensor
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        *,
+        num_action_dims: int | None = None,
+        all_mean: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
         super().__init__()
         self.config = config
         surrogate, penalty, controller = config.surrogate, config.penalty, config.controller
-        self._surrogate = partial(SURROGATES[surrogate.kind], **_settings(surrogate))
-        self._rule = partial(CONTROLLERS[controller.kind], **_settings(controller, without=_SHARED_BY_CONTROLLERS))
-        self.direction: Direction = PENALTIES[penalty.kind].direction
-        self.kl_target: float | None = getattr(controller, "kl_target", None)
-        start = float(getattr(controller, "kl_lambda", 0.0))
-        self._adapts = hasattr(controller, "min")
-        self._bounds = (getattr(controller, "min", start), getattr(controller, "max", start))
+        self._surrogate, self._surrogate_settings = SURROGATES[surrogate.kind], _settings(Surrogate, surrogate)
+        self._rule, self._rule_settings = CONTROLLERS[controller.kind], _settings(Controller, controller)
+        self._asked = inspect.signature(self._rule).parameters.keys()
+        self.direction: Direction = penalty.direction
+        self._target_at_start = _target(controller, num_action_dims)
+        self._bounds = (controller.min, controller.max) if isinstance(controller, Adapting) else None
         # A λ that is 0 for good leaves the term out: 0 · inf would be NaN.
-        self._penalty = PENALTIES[penalty.kind].per_sample if self._adapts or start > 0 else None
-        self._band = _clip_band(surrogate)
-        self.register_buffer("kl_lambda", torch.tensor(start))
+        idle = isinstance(penalty, NoPenalty) or (isinstance(controller, Fixed) and controller.kl_lambda == 0)
+        self._penalty = None if idle else partial(PENALTIES[penalty.kind], **_settings(Penalty, penalty))
+        self._hinge = float(getattr(penalty, "hinge", 0.0))
+        self._all_mean = all_mean
+        self.register_buffer("kl_lambda", torch.tensor(float(getattr(controller, "kl_lambda", 0.0))))
+        self.register_buffer("progress", torch.tensor(0.0))
+        self.register_buffer("memory", torch.zeros(controller.memory))
         self.register_buffer("nonfinite", torch.tensor(0))
 
     @classmethod
-    def from_preset(cls, name: str, **settings: Any) -> Objective:
+    def from_preset(cls, name: str, *, num_action_dims: int | None = None, **settings: Any) -> Objective:
         """The preset `name`, single settings replaced: `Objective.from_preset("kl_adaptive", kl_target=0.02)`.
 
         Raises:
             ConfigError: unknown preset or setting, or a value out of range.
         """
-        return cls(preset(name, **settings))
+        return cls(preset(name, **settings), num_action_dims=num_action_dims)
 
     def divergence(self, pi_old: Distribution, pi: Distribution) -> Tensor:
         """Exact KL of each sample in the penalty's direction (forward where there is no penalty).
@@ -123,14 +154,21 @@ class Objective(nn.Module):
             logp, logp_old, adv, kl = (torch.where(valid, x, 0.0) for x in (logp, logp_old, adv, kl))
         logp_old, adv = logp_old.detach(), adv.detach()
 
-        ratio = (logp - logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        surrogate = valid_mean(self._surrogate(ratio, adv, kl), valid)
-        if self._penalty is None:
-            penalty = torch.zeros_like(surrogate)
-        else:
-            penalty = self.kl_lambda * valid_mean(self._penalty(kl), valid)
+        log_ratio = (logp - logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio = log_ratio.exp()
+        settings = self._surrogate_now()
+        surrogate = valid_mean(self._surrogate(ratio, adv, kl, **settings), valid)
+        penalty = torch.zeros_like(surrogate)
+        if self._penalty is not None:
+            penalty = self.kl_lambda * valid_mean(self._penalty(kl, log_ratio), valid)
+        if self._hinge > 0 and self.kl_target is not None:
+            mean_kl = valid_mean(kl, valid)
+            # The value is that of all processes, the gradient this one's, which the trainer then averages.
+            mean_kl = mean_kl + (self._all_mean(mean_kl.detach()) - mean_kl.detach())
+            penalty = penalty + hinge(mean_kl, self.kl_target, self._hinge)
         with torch.no_grad():
-            outside = (ratio < self._band[0]) | (ratio > self._band[1])
+            low, high = _clip_band(settings)
+            outside = (ratio < low) | (ratio > high)
             metrics = {
                 f"kl/{self.direction}": valid_mean(kl, valid).detach(),
                 "penalty/lambda": self.kl_lambda.clone(),
@@ -142,7 +180,7 @@ class Objective(nn.Module):
         return ObjectiveOutput(surrogate + penalty, surrogate, penalty, metrics)
 
     @torch.no_grad()
-    def adapt_(self, kl: Tensor, *, progress: float | Tensor = 0.0) -> None:  # noqa: ARG002
+    def adapt_(self, kl: Tensor, *, progress: float | Tensor | None = None) -> None:
         """Let the controller move λ, in place; call it once per rollout, after the update.
 
         A NaN leaves λ as it is and +inf is the largest step up, both counted in `nonfinite`; a KL that rounding made
@@ -150,7 +188,7 @@ class Objective(nn.Module):
 
         Args:
             kl: `[]` nats, mean of `divergence` over the whole rollout at the new θ.
-            progress: share of training that is done, in [0, 1], for settings that follow a schedule.
+            progress: as `schedule_`, which is then called for the next rollout; none: it is called by other hands.
 
         Raises:
             ValueError: `kl` is not one number.
@@ -159,41 +197,110 @@ class Objective(nn.Module):
         if kl.dim() != 0:
             raise ValueError(f"adapt_: kl has shape {tuple(kl.shape)}; give its mean over the rollout, shape ()")
         self.nonfinite += ~kl.isfinite()
-        moved = self._rule(self.kl_lambda, kl.clamp(min=0))
-        if self._adapts:
-            moved = moved.clamp(*self._bounds)
-        self.kl_lambda.copy_(torch.where(kl.isnan(), self.kl_lambda, moved))
+        if "kl" in self._asked:
+            moved, memory = self._ruled(kl.clamp(min=0))
+            if self._bounds is not None:
+                moved = moved.clamp(*self._bounds)
+            for buffer, new in ((self.kl_lambda, moved), (self.memory, memory)):
+                buffer.copy_(torch.where(kl.isnan(), buffer, new))
+        if progress is not None:
+            self.schedule_(progress)
+
+    @torch.no_grad()
+    def schedule_(self, progress: float | Tensor) -> None:
+        """Take what follows a schedule (ε, kl_target, a scheduled λ) to where training stands, in place.
+
+        Args:
+            progress: share of training that is done, in [0, 1].
+        """
+        self.progress.copy_(torch.as_tensor(progress))
+        if "kl" not in self._asked:
+            self.kl_lambda.copy_(self._ruled(None)[0])
+
+    def _ruled(self, kl: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the controller's rule answers: λ and its memory."""
+        known = {
+            "kl_lambda": self.kl_lambda,
+            "kl": kl,
+            "kl_target": self.kl_target,
+            "initial": getattr(self.config.controller, "kl_lambda", 0.0),
+            "progress": self.progress,
+            "memory": self.memory,
+        }
+        answer = self._rule(**{name: known[name] for name in known.keys() & self._asked}, **self._rule_settings)
+        return answer if isinstance(answer, tuple) else (answer, self.memory)
+
+    def _surrogate_now(self) -> dict[str, Any]:
+        """The surrogate's settings, its band as narrow as the schedule has made it."""
+        settings = dict(self._surrogate_settings)
+        if getattr(self.config.surrogate, "clip_eps_schedule", "constant") == "linear":
+            left = (1 - self.progress).clamp(min=NARROWEST_BAND)
+            for name in ("clip_eps", "clip_eps_high"):
+                settings[name] = None if settings[name] is None else settings[name] * left
+        return settings
 
     def controller_metrics(self) -> dict[str, Tensor]:
         """Whether λ stands at a bound (0 or 1), and how many KLs were not finite so far; each `[]`."""
-        low, high = self._bounds
-        at_bound = ((self.kl_lambda <= low) | (self.kl_lambda >= high)) & self._adapts
+        low, high = self._bounds or (-torch.inf, torch.inf)
+        at_bound = (self.kl_lambda <= low) | (self.kl_lambda >= high)
         return {
             "penalty/saturated": at_bound.to(self.kl_lambda.dtype),
             "penalty/nonfinite": self.nonfinite.to(self.kl_lambda.dtype),
         }
 
     @property
-    def kl_band(self) -> tuple[float, float] | None:
-        """Where the controller leaves λ alone, in nats; none where nothing is controlled."""
-        band = getattr(self.config.controller, "band", None)
-        return None if self.kl_target is None or band is None else (self.kl_target / band, self.kl_target * band)
+    def kl_target(self) -> float | Tensor | None:
+        """The KL wanted of this rollout's update, in nats: a number, or `[]` where it falls; none without a target."""
+        controller = self.config.controller
+        if self._target_at_start is None or not isinstance(controller, Adapting) or controller.kl_target_final == 1:
+            return self._target_at_start
+        return self._target_at_start * (1 - (1 - controller.kl_target_final) * self.progress)
+
+    @property
+    def kl_band(self) -> tuple[float | Tensor, float | Tensor] | None:
+        """Where the controller leaves λ alone, in nats; the target twice where it never does; none without a target."""
+        target, controller = self.kl_target, self.config.controller
+        if target is None or not isinstance(controller, Adapting):
+            return None
+        low, high = controller.dead_zone
+        return low * target, high * target
 
     def extra_repr(self) -> str:
         """The three parts, for `print(objective)`."""
         return f"{self.config.surrogate}, {self.config.penalty}, {self.config.controller}"
 
 
-_SHARED_BY_CONTROLLERS = frozenset({"kl_lambda", "min", "max"})
+KEPT: dict[type[Part], frozenset[str]] = {
+    Surrogate: frozenset({"clip_eps_schedule"}),
+    Penalty: frozenset({"hinge"}),
+    Controller: frozenset(f.name for f in dataclasses.fields(Adapting)),
+}
+"""Settings by family that the objective itself looks after and does not hand on to the part's function."""
 
 
-def _settings(part: Part, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    return {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name not in without}
+def _settings(family: type[Part], part: Part) -> dict[str, Any]:
+    """What the part's function is called with beside its tensors."""
+    return {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name not in KEPT[family]}
 
 
-def _clip_band(surrogate: Part) -> tuple[float, float]:
-    low = getattr(surrogate, "clip_eps", REFERENCE_CLIP_EPS)
-    high = getattr(surrogate, "clip_eps_high", None)
+def _target(controller: Controller, num_action_dims: int | None) -> float | None:
+    """The KL target at the start of training, nats."""
+    if not isinstance(controller, Adapting):
+        return None
+    if controller.kl_target_per_dim is None:
+        return controller.kl_target
+    if num_action_dims is None:
+        raise ConfigError(
+            f"objective.controller.kl_target_per_dim={controller.kl_target_per_dim!r}: only Box actions have "
+            "dimensions to count; give kl_target instead (in one's own trainer: Objective(config, num_action_dims=3))",
+            "kl_target_per_dim",
+        )
+    return controller.kl_target_per_dim * num_action_dims
+
+
+def _clip_band(settings: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
+    low = settings.get("clip_eps", REFERENCE_CLIP_EPS)
+    high = settings.get("clip_eps_high")
     return 1 - low, 1 + (low if high is None else high)
 
 

@@ -1,30 +1,20 @@
-"""Penalties: what λ multiplies, and the exact parts of a Gaussian KL."""
+"""Penalties: what λ multiplies, `(kl, log_ratio)` each `[B]` to `[B]`; and the hinge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
 
-from ppo_kl.objectives.divergence import Direction
-
-
-class Penalty(NamedTuple):
-    """One penalty: the exact KL it belongs to, and what it makes of it per sample."""
-
-    direction: Direction
-    """Which exact KL `Objective.divergence` measures and the controller sees."""
-    per_sample: Callable[[Tensor], Tensor] | None
-    """`[B]` exact KL -> `[B]`; none: the term is left out."""
+from ppo_kl.objectives.divergence import k2, k3
 
 
-def exact(kl: Tensor) -> Tensor:
+def exact(kl: Tensor, log_ratio: Tensor) -> Tensor:  # noqa: ARG001
     """P_i = D_i, the exact KL in the penalty's direction.
 
     Args:
         kl: `[B]` nats.
+        log_ratio: not used.
 
     Returns:
         `[B]` nats.
@@ -34,29 +24,56 @@ def exact(kl: Tensor) -> Tensor:
     return kl
 
 
-PENALTIES: dict[str, Penalty] = {
-    "none": Penalty("forward", None),
-    "forward_kl": Penalty("forward", exact),
-    "reverse_kl": Penalty("reverse", exact),
-}
-"""Penalty by `kind`."""
-
-
-def gaussian_kl_parts(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None:
-    """KL(p ‖ q) of diagonal Gaussians, split exactly into what the means and what the scales contribute.
-
-    mean part ½ Σ (Δμ / σ_q)², scale part Σ [log(σ_q / σ_p) + σ_p² / (2 σ_q²) − ½].
+def sampled_k2(kl: Tensor, log_ratio: Tensor) -> Tensor:  # noqa: ARG001
+    """P_i = ½ (log r)² on the sampled action; its gradient is biased for the forward KL.
 
     Args:
-        p: batch shape `[B]`.
-        q: batch shape `[B]`.
+        kl: not used.
+        log_ratio: logp − logp_old, clamped, `[B]`.
 
     Returns:
-        Both `[B]`, in nats, summed over action dimensions; none where p and q are not diagonal Gaussians.
+        `[B]` nats.
+
+    Source: Schulman 2020, "Approximating KL divergence".
     """
-    if not all(isinstance(d, Independent) and isinstance(d.base_dist, Normal) for d in (p, q)):
-        return None
-    ratio = p.stddev / q.stddev
-    mean_part = 0.5 * ((p.mean - q.mean) / q.stddev).square().sum(-1)
-    scale_part = (0.5 * (ratio.square() - 1) - ratio.log()).sum(-1)
-    return mean_part, scale_part
+    return k2(log_ratio)
+
+
+def sampled_k3(kl: Tensor, log_ratio: Tensor) -> Tensor:  # noqa: ARG001
+    """P_i = (r − 1) − log r on the sampled action; unbiased for the forward KL, as is its gradient.
+
+    Args:
+        kl: not used.
+        log_ratio: logp − logp_old, clamped, `[B]`.
+
+    Returns:
+        `[B]` nats.
+
+    Source: Schulman 2020, "Approximating KL divergence".
+    """
+    return k3(log_ratio)
+
+
+def hinge(mean_kl: Tensor, kl_target: float | Tensor, weight: float) -> Tensor:
+    """c · max(0, K − 2 d)²: a wall behind the penalty, for an update that goes far beyond its target.
+
+    Args:
+        mean_kl: K, exact mean KL of the minibatch, `[]` nats.
+        kl_target: d > 0, nats.
+        weight: c ≥ 0.
+
+    Returns:
+        `[]`.
+
+    Source: pat-coady/trpo (c = 50), after Schulman's modular_rl (c = 1000).
+    """
+    return weight * (mean_kl - 2 * kl_target).clamp(min=0).square()
+
+
+PENALTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": exact,
+    "reverse_kl": exact,
+    "k2": sampled_k2,
+    "k3": sampled_k3,
+}
+"""Penalty by `kind`; kind none has no function, its term is left out."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ppo_kl.config.policy import PolicyConfig
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
-from ppo_kl.policies.networks import inward_clamp, mlp
+from ppo_kl.policies.families import Family
+from ppo_kl.policies.heads import head_for
+from ppo_kl.policies.networks import mlp
 
 State = tuple[Tensor, ...]
 
@@ -26,59 +26,25 @@ class PolicyOutput(NamedTuple):
     """What a recurrent policy carries to the next step; empty otherwise."""
 
 
-class CategoricalActor(nn.Module):
-    """Observation -> logits `[B, n]`."""
+class Actor(nn.Module):
+    """Observation -> flat distribution parameters `[B, P]`: one network, and what its head makes of the outputs."""
 
-    def __init__(
-        self, num_inputs: int, family: CategoricalFamily, config: PolicyConfig, generator: torch.Generator
-    ) -> None:
+    scale: Tensor | None
+
+    def __init__(self, num_inputs: int, family: Family, config: PolicyConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.net = mlp(num_inputs, config.hidden_sizes, family.n, config.activation, 0.01, generator)
+        self.head = head_for(family, config)
+        self.net = mlp(num_inputs, config.hidden_sizes, len(self.head.bias), config.activation, 0.01, generator)
+        with torch.no_grad():
+            self.net[-1].bias.copy_(self.head.bias)  # type: ignore[operator]
+        self.scale = nn.Parameter(self.head.free.clone()) if len(self.head.free) else None
 
     def forward(self, obs: Tensor) -> Tensor:
-        """`[B, *obs]` -> `[B, n]`."""
-        logits: Tensor = self.net(obs)
-        return logits
-
-
-class GaussianActor(nn.Module):
-    """Observation -> means and bounded logarithms of the standard deviations, `[B, 2 A]`."""
-
-    centre: Tensor
-    half_width: Tensor
-
-    def __init__(
-        self, num_inputs: int, family: GaussianFamily, config: PolicyConfig, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.config = config
-        dims = len(family.low)
-        outputs = 2 * dims if config.scale_depends_on_state else dims
-        self.net = mlp(num_inputs, config.hidden_sizes, outputs, config.activation, 0.01, generator)
-        start = torch.full((dims,), config.log_std_init)
-        if config.scale == "softplus":
-            start = start.exp().expm1().log()  # softplus(start) is the standard deviation asked for
-        if config.scale_depends_on_state:
-            with torch.no_grad():
-                self.net[-1].bias[dims:].copy_(start)  # type: ignore[index]
-        else:
-            self.scale = nn.Parameter(start)
-        low, high = torch.tensor(family.low), torch.tensor(family.high)
-        self.register_buffer("centre", (low + high) / 2, persistent=False)
-        self.register_buffer("half_width", (high - low) / 2, persistent=False)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """`[B, *obs]` -> `[B, 2 A]`."""
+        """`[B, *obs]` -> `[B, P]`."""
         out: Tensor = self.net(obs)
-        if self.config.scale_depends_on_state:
-            mean, scale = out.chunk(2, -1)
-        else:
-            mean, scale = out, self.scale.expand_as(out)
-        if self.config.mean == "tanh":
-            mean = self.centre + self.half_width * mean.tanh()
-        # softplus underflows to 0 at about -104; e^-30 lies far below the lower bound.
-        log_std = scale if self.config.scale == "log_std" else functional.softplus(inward_clamp(scale, -30, 30)).log()
-        return torch.cat([mean, inward_clamp(log_std, self.config.log_std_min, self.config.log_std_max)], -1)
+        free = out[..., :0] if self.scale is None else self.scale.expand(*out.shape[:-1], -1)
+        params: Tensor = self.head(out, free)
+        return params
 
 
 class ActorCritic(nn.Module):
@@ -91,19 +57,9 @@ class ActorCritic(nn.Module):
         generator: on the CPU, the initialisation's own random stream.
     """
 
-    def __init__(
-        self,
-        num_inputs: int,
-        family: CategoricalFamily | GaussianFamily,
-        config: PolicyConfig,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, num_inputs: int, family: Family, config: PolicyConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.actor: CategoricalActor | GaussianActor
-        if isinstance(family, CategoricalFamily):
-            self.actor = CategoricalActor(num_inputs, family, config, generator)
-        else:
-            self.actor = GaussianActor(num_inputs, family, config, generator)
+        self.actor = Actor(num_inputs, family, config, generator)
         self.critic = mlp(num_inputs, config.hidden_sizes, 1, config.activation, 1.0, generator)
 
     def forward(self, obs: Tensor, state: State = (), starts: Tensor | None = None) -> PolicyOutput:  # noqa: ARG002

@@ -20,11 +20,12 @@ from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import describe, family_of, from_description, shape_of_observation
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
+from ppo_kl.policies.spaces import describe, family_of, from_description, shape_of_observation
 from ppo_kl.training.collector import Collector
 from ppo_kl.training.evaluation import Evaluation, evaluate
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
+from ppo_kl.training.kl_stop import require_threshold
 from ppo_kl.training.learner import Learner
 
 STREAMS = {"initialisation": 0, "action": 1, "minibatch": 2, "evaluation": 3}
@@ -69,10 +70,11 @@ class Agent:
         else:
             config = env
         resolve_device(config.runtime.device)  # refused here, before any environment is made
+        require_threshold(config.training.kl_stop, config.objective)
         envs = make_vector_env(config.env, config.seed)
         spaces = {
             "obs_shape": list(shape_of_observation(envs.observation_space)),
-            "action": describe(family_of(envs.action_space)),
+            "action": describe(family_of(envs.action_space, config.policy.distribution)),
         }
         self._build(config, spaces)
         self._collector = self._collect_from(envs)
@@ -87,7 +89,7 @@ class Agent:
         num_inputs = math.prod(self.obs_shape)
         self.policy = ActorCritic(num_inputs, self.family, config.policy, self._generator("initialisation"))
         self.policy.to(self.device)
-        self.objective = Objective(config.objective).to(self.device)
+        self.objective = Objective(config.objective, num_action_dims=self.family.num_action_dims).to(self.device)
         self.learner = Learner(
             self.policy,
             self.family,
@@ -162,8 +164,8 @@ class Agent:
         """The collector; made anew after loading, when every environment begins a new episode."""
         if self._collector is None:
             envs = make_vector_env(self.config.env, self.config.seed, first_episode=self._episodes_begun)
-            found = describe(family_of(envs.action_space))
-            if found != self.spaces["action"] or shape_of_observation(envs.observation_space) != self.obs_shape:
+            found = family_of(envs.action_space, self.config.policy.distribution)
+            if found != self.family or shape_of_observation(envs.observation_space) != self.obs_shape:
                 raise CheckpointError(
                     f"env.id={self.config.env.id}: spaces {envs.observation_space}, {envs.action_space} are not those "
                     f"this agent was trained with ({self.spaces})"
@@ -201,7 +203,7 @@ class Agent:
         else:
             action = self.family.sample(params, generator)
         to_env = self.family.to_env(action)
-        return to_env[0] if single else to_env
+        return _first(to_env) if single else to_env
 
     def evaluate(self, episodes: int = 10, *, deterministic: bool = True) -> Evaluation:
         """Whole episodes on environments of their own; changes nothing of the agent, its random streams included."""
@@ -211,9 +213,7 @@ class Agent:
         config = dataclasses.replace(self.config.env, vectorization="sync", num_envs=min(episodes, 10))
         envs = make_vector_env(config, self.config.seed, first_env=EVALUATION)
         try:
-            return evaluate(
-                lambda obs: np.asarray(self.act(obs, deterministic=deterministic, generator=generator)), envs, episodes
-            )
+            return evaluate(lambda obs: self.act(obs, deterministic=deterministic, generator=generator), envs, episodes)
         finally:
             envs.close()
 
@@ -298,6 +298,13 @@ class Agent:
         if self._collector is not None:
             self._collector.envs.close()
             self._collector = None
+
+
+def _first(sent: Any) -> Any:
+    """The first of the actions that a family sends, whatever it sends them in."""
+    if isinstance(sent, dict):
+        return {key: _first(part) for key, part in sent.items()}
+    return tuple(_first(part) for part in sent) if isinstance(sent, tuple) else sent[0]
 
 
 def resolve_device(name: str) -> torch.device:

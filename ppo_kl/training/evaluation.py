@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
         return float(np.std(self.returns))
 
 
-def evaluate(act: Callable[[Array], Array], envs: Environments, episodes: int) -> Evaluation:
+def evaluate(act: Callable[[Array], Any], envs: Environments, episodes: int) -> Evaluation:
     """The first ⌈episodes / N⌉ or so episodes of each environment, `episodes` in all.
 
     Each environment contributes a number fixed beforehand: taking whichever episodes end first would favour short ones.

@@ -72,6 +72,7 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     """
     begin = time.perf_counter()
     training, policy, family, objective = agent.config.training, agent.policy, agent.family, agent.objective
+    objective.schedule_(progress)
     rollout, episodes = collector.collect(policy)
     adv, ret = gae(
         agent.reward_scaler(rollout.reward),
@@ -90,7 +91,7 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     before = kl_before(policy, family, raw)
     updated = agent.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
     measured = measure(policy, family, objective, raw if training.advantage_norm == "none" else normalized)
-    objective.adapt_(measured["kl/controlled"], progress=progress)
+    objective.adapt_(measured["kl/controlled"])
     agent.obs_normalizer.update_(rollout.obs.flatten(0, 1), raw.valid)
     agent.reward_scaler.update_(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid)
 

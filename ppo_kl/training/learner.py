@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,18 +11,33 @@ from torch.func import functional_call
 from ppo_kl.batch import Batch, minibatches
 from ppo_kl.config.training import TrainingConfig
 from ppo_kl.errors import CheckpointError
-from ppo_kl.objectives.divergence import policy_kl
+from ppo_kl.objectives.divergence import policy_kl, require_kl
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import ActorCritic, PolicyOutput
 from ppo_kl.policies.families import Family
 from ppo_kl.training.advantages import normalize_advantages
 from ppo_kl.training.engine import ENGINES
+from ppo_kl.training.kl_stop import EarlyStop
+from ppo_kl.training.learning_rate import kl_adaptive_lr
 from ppo_kl.training.parameters import FlatParameters
 
 BETA1, BETA2 = 0.9, 0.999
 MEANS = ("loss/policy", "loss/value", "loss/entropy", "loss/total", "optim/grad_norm")
 """What is averaged over the gradient steps of an update."""
+
+
+class Losses(NamedTuple):
+    """What a minibatch says: what a step minimises, its parts, and how far the policy is from π_old; each `[]`."""
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+    kl: Tensor
+    """Exact mean KL(π_old ‖ π_θ), nats."""
+    stop_kl: Tensor
+    """The same by the estimator of `kl_stop`."""
 
 
 class Learner:
@@ -35,6 +50,9 @@ class Learner:
         config: epochs, minibatches, optimiser.
         generator: on the CPU, the minibatches' own random stream.
         engine: name of how a step is run.
+
+    Raises:
+        NotImplementedError: the family's distribution has no exact KL; its name is in the message.
     """
 
     def __init__(
@@ -50,18 +68,17 @@ class Learner:
         self.generator = generator
         self.parameters = FlatParameters(policy)
         flat = self.parameters.flat.detach()
+        require_kl(family.build(flat.new_zeros(1, family.num_params)))  # here, by name, and not in the first update
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat), torch.zeros_like(flat)
         self.adam_steps = flat.new_zeros(2)
         critic_lr = config.lr if config.critic_lr is None else config.critic_lr
         self._base_lr = flat.new_tensor([config.lr, critic_lr])
         self._lr = self._base_lr.clone()
         self.skipped_in_a_row = flat.new_zeros(())
-        stop = config.kl_stop
-        threshold = objective.kl_target if stop.threshold is None else stop.threshold
-        self._stop_above = None if stop.scope == "off" or threshold is None else stop.multiplier * threshold
-        self._stops = torch.tensor([True, stop.stops == "all"], device=flat.device)
-        self._stopped = torch.zeros((), dtype=torch.bool, device=flat.device)
-        self._last_kl = flat.new_zeros(())
+        self.early_stop = EarlyStop(config.kl_stop, objective, flat.device)
+        self._kl_by_minibatch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "minibatch"
+        self._kl_by_epoch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "epoch"
+        self._epoch_kl = flat.new_zeros(2)
         self._sums = flat.new_zeros(len(MEANS))
         self._applied, self._skipped = flat.new_zeros(()), flat.new_zeros(())
         self._step = ENGINES[engine](self.step)
@@ -76,25 +93,29 @@ class Learner:
         Returns:
             Means over the gradient steps made, and counts, each `[]` on the device.
         """
-        config = self.config
-        for buffer in (self._stopped, self._sums, self._applied, self._skipped):
+        config, stop = self.config, self.early_stop
+        stop.begin_()
+        for buffer in (self._sums, self._applied, self._skipped):
             buffer.zero_()
-        torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
+        if config.lr_schedule != "kl_adaptive":
+            torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
         valid_index = batch.valid.nonzero().squeeze(-1)
         for epoch in range(config.num_epochs if len(valid_index) else 0):
+            if epoch > 0 and stop.between_epochs_(lambda: self._stop_kl(batch)):
+                break
             for index, valid in zip(*minibatches(valid_index, config.minibatch_size, self.generator), strict=True):
                 self._step(batch, index, valid)
-            more_to_come = epoch + 1 < config.num_epochs
-            if self._stop_above is not None and more_to_come:
-                self._stopped |= self._last_kl > self._stop_above
-                if config.kl_stop.stops == "all" and self._stopped:
+                if stop.ends_epoch():
                     break
+            if self._kl_by_epoch:
+                self._adapt_lr(self._epoch_kl[0] / self._epoch_kl[1])
+                self._epoch_kl.zero_()
         return {
             **dict(zip(MEANS, self._sums / self._applied, strict=True)),
             "optim/lr": self._lr[0].clone(),
             "optim/steps": self._applied.clone(),
             "optim/skipped": self._skipped.clone(),
-            "optim/stopped_early": self._stopped.float(),
+            "optim/stopped_early": stop.stopped.float(),
         }
 
     def step(self, batch: Batch, index: Tensor, valid: Tensor) -> None:
@@ -104,26 +125,41 @@ class Learner:
         """
         flat = self.parameters.flat
         minibatch = batch.rows(index, valid)
-        loss, kl, parts = self.loss(
-            functional_call(self.policy, self.parameters.split(flat), (minibatch.obs,)), minibatch
-        )
-        (grad,) = torch.autograd.grad(loss, flat)
+        losses = self.loss(functional_call(self.policy, self.parameters.split(flat), (minibatch.obs,)), minibatch)
+        (grad,) = torch.autograd.grad(losses.total, flat)
         with torch.no_grad():
-            moves = ~(self._stopped & self._stops)
-            if self._stop_above is not None:
+            self.early_stop.before_step_(losses.stop_kl)
+            moves = self.early_stop.moves()
+            if self.early_stop.on:
                 # What stands still has no part in the norm either.
                 grad = torch.where(self.parameters.by_part(moves), grad, 0.0)
             grad, norm = self._clip(grad)
-            finite = loss.isfinite() & norm.isfinite()
+            if self._kl_by_minibatch:
+                self._adapt_lr(losses.kl)
+            elif self._kl_by_epoch:
+                self._epoch_kl += torch.stack([losses.kl, torch.ones_like(losses.kl)])
+            finite, made = losses.total.isfinite() & norm.isfinite(), moves.any()
             self._adam(grad, finite & moves)
-            self._last_kl.copy_(kl)
-            means = torch.stack([*parts, loss, norm])
-            self._sums += torch.where(finite, means, 0.0)
-            self._applied += finite
-            self._skipped += ~finite
-            self.skipped_in_a_row.copy_(torch.where(finite, 0.0, self.skipped_in_a_row + 1))
+            means = torch.stack([losses.policy, losses.value, losses.entropy, losses.total, norm])
+            self._sums += torch.where(finite & made, means, 0.0)
+            self._applied += finite & made
+            self._skipped += ~finite & made
+            in_a_row = torch.where(finite, 0.0, self.skipped_in_a_row + 1)
+            self.skipped_in_a_row.copy_(torch.where(made, in_a_row, self.skipped_in_a_row))
 
-    def loss(self, output: PolicyOutput, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _adapt_lr(self, kl: Tensor) -> None:
+        """Move the learning rates by the KL, but not once the actor stands still."""
+        moved = kl_adaptive_lr(self._lr, kl, self.config.lr_kl_target)
+        self._lr.copy_(torch.where(self.early_stop.stopped, self._lr, moved))
+
+    @torch.no_grad()
+    def _stop_kl(self, batch: Batch) -> Tensor:
+        """The whole batch's KL by the estimator of `kl_stop`, `[]` nats."""
+        pi_old, pi = self.family.build(batch.params_old), self.family.build(self.policy(batch.obs).params)
+        log_ratio = pi.log_prob(batch.action) - batch.logp_old
+        return self.early_stop.estimate(policy_kl(pi_old, pi), log_ratio, batch.valid)
+
+    def loss(self, output: PolicyOutput, batch: Batch) -> Losses:
         """What a step minimises: objective + vf_coef · value loss − ent_coef · entropy.
 
         Args:
@@ -131,15 +167,13 @@ class Learner:
             batch: a minibatch, `[M]`.
 
         Returns:
-            the loss `[]`; the mean exact KL(π_old ‖ π_θ) `[]`; policy loss, value loss and entropy loss, each `[]`.
+            the loss, its parts, and how far the policy is from π_old.
         """
         config, valid = self.config, batch.valid
         pi_old, pi = self.family.build(batch.params_old), self.family.build(output.params)
         adv = normalize_advantages(batch.adv, valid) if config.advantage_norm == "minibatch" else batch.adv
-        kl = self.objective.divergence(pi_old, pi)
-        policy = self.objective(
-            logp=pi.log_prob(batch.action), logp_old=batch.logp_old, adv=adv, kl=kl, valid=valid
-        ).loss
+        kl, logp = self.objective.divergence(pi_old, pi), pi.log_prob(batch.action)
+        policy = self.objective(logp=logp, logp_old=batch.logp_old, adv=adv, kl=kl, valid=valid).loss
         value = valid_mean(value_loss(output.value, batch.value_old, batch.ret, config.value_clip), valid)
         entropy = -valid_mean(pi.entropy(), valid)
         total = policy + config.vf_coef * value
@@ -147,8 +181,10 @@ class Learner:
             total = total + config.ent_coef * entropy
         with torch.no_grad():
             forward = kl if self.objective.direction == "forward" else policy_kl(pi_old, pi)
-            mean_kl = valid_mean(forward, valid)
-        return total, mean_kl, (policy, value, entropy)
+            mean_kl = stop_kl = valid_mean(forward, valid)
+            if self.early_stop.on:
+                stop_kl = self.early_stop.estimate(forward, logp - batch.logp_old, valid)
+        return Losses(total, policy, value, entropy, mean_kl, stop_kl)
 
     def _clip(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient, clipped, and its norm before."""
@@ -189,6 +225,7 @@ class Learner:
             "exp_avg": named(self.exp_avg),
             "exp_avg_sq": named(self.exp_avg_sq),
             "adam_steps": self.adam_steps.cpu().clone(),
+            "lr": self._lr.cpu().clone(),
             "skipped_in_a_row": self.skipped_in_a_row.cpu().clone(),
             "generator": self.generator.get_state(),
         }
@@ -205,6 +242,7 @@ class Learner:
             "exp_avg": (self.exp_avg, self.parameters.join(state["exp_avg"])),
             "exp_avg_sq": (self.exp_avg_sq, self.parameters.join(state["exp_avg_sq"])),
             "adam_steps": (self.adam_steps, state["adam_steps"]),
+            "lr": (self._lr, state["lr"]),
             "skipped_in_a_row": (self.skipped_in_a_row, state["skipped_in_a_row"]),
         }
         for name, (old, value) in new.items():

@@ -18,6 +18,7 @@ from ppo_kl.config.objective import (
 from ppo_kl.errors import ConfigError
 
 NAN, INF = float("nan"), float("inf")
+PAPER = Adaptive(kl_target=0.01, kl_lambda=1.0, band=1.5, factor=2.0, min=1e-4, max=1e4)
 
 REFUSED = {
     (Clip, "clip_eps"): [-0.2, 0, 0.0, 1, 1.0, 1.5, NAN, INF, -INF, "0.2", True, None],
@@ -111,8 +112,8 @@ def test_a_part_of_the_wrong_family_is_refused(field, part):
         ("none", (Ratio(), NoPenalty(), Fixed(0.0))),
         ("clip", (Clip(0.2), NoPenalty(), Fixed(0.0))),
         ("kl_fixed", (Ratio(), ForwardKL(), Fixed(1.0))),
-        ("kl_adaptive", (Ratio(), ForwardKL(), Adaptive(0.01, 1.0, 1.5, 2.0, 1e-4, 1e4))),
-        ("kl_clip", (Clip(0.2), ForwardKL(), Adaptive(0.01, 1.0, 1.5, 2.0, 1e-4, 1e4))),
+        ("kl_adaptive", (Ratio(), ForwardKL(), PAPER)),
+        ("kl_clip", (Clip(0.2), ForwardKL(), PAPER)),
     ],
 )
 def test_a_preset_is_the_published_choice_of_three_parts(name, parts):

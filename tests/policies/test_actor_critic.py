@@ -4,14 +4,16 @@ import math
 
 import pytest
 import torch
+from every_family import BOXES, EVERY_FAMILY
 
 from ppo_kl.config.policy import PolicyConfig
+from ppo_kl.errors import ConfigError
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.families import BetaFamily, CategoricalFamily, FullGaussianFamily, GaussianFamily, JointFamily
 
 CATEGORICAL = CategoricalFamily(3)
 GAUSSIAN = GaussianFamily((-1.0, 0.0), (1.0, 10.0), (2,))
-both = pytest.mark.parametrize("family", [CATEGORICAL, GAUSSIAN], ids=["categorical", "gaussian"])
+every = pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
 scales = pytest.mark.parametrize("scale", ["log_std", "softplus"])
 
 
@@ -26,7 +28,7 @@ def make(family, seed=0, **settings) -> ActorCritic:
 OBS = torch.randn(5, 4, generator=seeded(9))
 
 
-@both
+@every
 def test_it_answers_flat_parameters_and_a_value_per_observation(family):
     out = make(family)(OBS)
     assert out.params.shape == (5, family.num_params)
@@ -34,26 +36,26 @@ def test_it_answers_flat_parameters_and_a_value_per_observation(family):
     assert out.state == ()
 
 
-@both
+@every
 def test_a_state_is_handed_through(family):
     state = (torch.ones(5, 2),)
     assert make(family)(OBS, state).state is state
 
 
-@both
+@every
 def test_the_same_generator_gives_the_same_policy(family):
     first, again = make(family).state_dict(), make(family).state_dict()
     assert all(torch.equal(first[k], again[k]) for k in first)
 
 
-@both
+@every
 def test_making_one_leaves_torchs_own_random_stream_alone(family):
     before = torch.get_rng_state()
     make(family)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@both
+@every
 def test_actor_and_critic_share_nothing(family):
     policy = make(family)
     out = policy(OBS)
@@ -136,3 +138,97 @@ def test_a_scale_driven_against_its_bound_stays_there_and_comes_back_when_the_gr
     # Inside within two steps: one may be spent on the overshoot of the step that reached the bound.
     step(-sign)
     assert sign * step(-sign) < sign * bound
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_a_seed_are_what_they_have_always_been():
+    # The README's measured runs began from these.
+    policy = make(GAUSSIAN, log_std_init=-0.5)
+    assert [name for name, _ in policy.named_parameters()] == [
+        "actor.scale",
+        *(
+            f"{net}.{layer}.{what}"
+            for net in ("actor.net", "critic")
+            for layer in (1, 3)
+            for what in ("weight", "bias")
+        ),
+    ]
+    by_hand = seeded(0)
+    for net, gains in ((policy.actor.net, (math.sqrt(2), 0.01)), (policy.critic, (math.sqrt(2), 1.0))):
+        for layer, gain in zip((net[1], net[3]), gains, strict=True):
+            expected = torch.nn.init.orthogonal_(torch.empty(layer.weight.shape), gain, generator=by_hand)
+            assert torch.equal(layer.weight, expected)
+
+
+@every
+@pytest.mark.parametrize("depends", [False, True])
+def test_at_the_start_every_policy_is_about_the_same_in_all_states(family, depends):
+    policy = make(family, scale_depends_on_state=depends)
+    params = policy(OBS).params
+    pi, first = family.build(params), family.build(params[:1].expand_as(params))
+    assert torch.distributions.kl_divergence(pi, first).max() < 0.01
+    assert set(policy.state_dict()) == {name for name, _ in policy.named_parameters()}  # no buffer is saved
+
+
+@every
+def test_every_parameter_of_the_actor_moves_the_distribution(family):
+    policy = make(family)
+    # The squares, so that no parameter's part cancels.
+    slopes = torch.autograd.grad((policy(OBS).params + 1).square().sum(), list(policy.actor.parameters()))
+    assert all((slope != 0).any() for slope in slopes)
+
+
+@pytest.mark.parametrize("kind", [family for family in BOXES if family != "beta"])
+@pytest.mark.parametrize("depends", [False, True])
+def test_every_gaussian_begins_with_the_scale_it_was_asked_for_and_no_correlation(kind, depends):
+    family = BOXES[kind]
+    A = family.num_action_dims
+    params = make(family, scale_depends_on_state=depends, log_std_init=-1.5)(OBS).params
+    torch.testing.assert_close(params[:, A : 2 * A], torch.full((5, A), -1.5), atol=0.05, rtol=0)
+    assert params[:, 2 * A :].abs().sum() < 0.5
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_the_correlations_of_a_full_gaussian_depend_on_the_state_where_its_scale_does(depends):
+    family = FullGaussianFamily((-1.0,) * 3, (1.0,) * 3, (3,))
+    policy = make(family, scale_depends_on_state=depends)
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(2))
+    below = policy(OBS).params[:, 6:]
+    assert below.shape == (5, 3)
+    assert (below == below[0]).all().item() is not depends
+    assert policy.actor.scale is None if depends else policy.actor.scale.shape == (6,)
+
+
+@pytest.mark.parametrize(("bias", "concentration"), [(1e7, 1e5), (-1e7, 1 + 4.5398e-5)])
+def test_the_concentrations_of_a_beta_stay_within_bounds_that_can_be_left(bias, concentration):
+    policy = make(BetaFamily((-1.0,), (1.0,), (1,)))
+    with torch.no_grad():
+        policy.actor.net[-1].bias[:] = bias
+    params = policy(OBS).params
+    pi = BetaFamily((-1.0,), (1.0,), (1,)).build(params).base_dist
+    torch.testing.assert_close(pi.concentration1, torch.full((5, 1), concentration))
+    back = torch.autograd.grad(math.copysign(1, bias) * params.sum(), list(policy.actor.parameters()))
+    assert all(g.isfinite().all() for g in back)
+    assert any((g != 0).any() for g in back)
+
+
+def test_a_joint_has_the_heads_of_its_parts_side_by_side():
+    family = JointFamily((("a", GAUSSIAN), ("b", CATEGORICAL), ("c", BetaFamily((-1.0,), (1.0,), (1,)))))
+    policy = make(family, log_std_init=-1.0, log_std_max=0.5)
+    assert policy.actor.net[-1].out_features == 2 + 3 + 2
+    with torch.no_grad():
+        policy.actor.net[-1].weight.zero_()
+        policy.actor.net[-1].bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e7]))
+        policy.actor.scale.copy_(torch.tensor([-1.0, 9.0]))
+    expected = [1.0, 2.0, -1.0, 0.5, 3.0, 4.0, 5.0, 6.0, 1e5 - 1]
+    assert policy(OBS[:1]).params[0].tolist() == expected
+
+
+@pytest.mark.parametrize("distribution", ["tanh_gaussian", "beta"])
+def test_a_mean_squashed_twice_is_refused(distribution):
+    with pytest.raises(ConfigError, match="mean='tanh'"):
+        PolicyConfig(mean="tanh", distribution=distribution)

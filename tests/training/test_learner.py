@@ -6,59 +6,19 @@ import math
 
 import pytest
 import torch
+from learner_parts import FAMILIES, batch_of, make, seeded
 from torch import Tensor, nn
 
 from ppo_kl.batch import Batch, minibatches
 from ppo_kl.config.objective import PRESETS, Adaptive, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
-from ppo_kl.config.policy import PolicyConfig
-from ppo_kl.config.training import KLStop, TrainingConfig
+from ppo_kl.config.training import KLStop
 from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives import Objective, policy_kl
-from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training.learner import Learner, value_loss
 
 NAN, INF = float("nan"), float("inf")
-FAMILIES = {
-    "categorical": CategoricalFamily(4),
-    "gaussian": GaussianFamily((-1.0, -1.0), (1.0, 1.0), (2,)),
-}
 both = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make(family=FAMILIES["gaussian"], objective="kl_fixed", **settings) -> Learner:
-    """A learner whose policy is already some way from its start, so that no gradient is small by symmetry."""
-    policy, generator = ActorCritic(3, family, PolicyConfig(hidden_sizes=(8,)), seeded()), seeded(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    if isinstance(objective, str):
-        objective = Objective.from_preset(objective)
-    config = TrainingConfig(**{"num_epochs": 4, "minibatch_size": 64, "lr": 1e-3, **settings})
-    return Learner(policy, family, objective, config, seeded(2))
-
-
-def batch_of(learner: Learner, n: int = 10) -> Batch:
-    """Samples of the learner's policy as it is now: π_old."""
-    generator, family = seeded(3), learner.family
-    obs = torch.randn(n, 3, generator=generator)
-    with torch.no_grad():
-        params, value, _ = learner.policy(obs)
-    action = family.sample(params, generator)
-    return Batch(
-        obs=obs,
-        action=action,
-        logp_old=family.build(params).log_prob(action),
-        params_old=params.clone(),
-        adv=torch.randn(n, generator=generator),
-        ret=value + torch.randn(n, generator=generator),
-        value_old=value.clone(),
-        valid=torch.ones(n, dtype=torch.bool),
-    )
 
 
 def weights(learner: Learner) -> Tensor:
@@ -94,7 +54,7 @@ def one_step(learner: Learner, batch: Batch) -> None:
 
 def gradient(learner: Learner, batch: Batch) -> Tensor:
     """Of the whole loss, where the learner is now."""
-    total, _, _ = learner.loss(learner.policy(batch.obs), batch)
+    total = learner.loss(learner.policy(batch.obs), batch).total
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(learner.policy.parameters()))])
 
 
@@ -311,7 +271,7 @@ def test_the_loss_is_the_objective_plus_the_weighted_value_loss_minus_the_weight
     batch = batch_of(learner)
     move(learner, 0.1)
     output = learner.policy(batch.obs)
-    total, mean_kl, (policy, value, entropy) = learner.loss(output, batch)
+    total, policy, value, entropy, mean_kl, _ = learner.loss(output, batch)
     logp, kl, entropies = plain_terms(family, batch.params_old, output.params, batch.action)
     assert kl.mean() > 1e-3
     torch.testing.assert_close(policy, -((logp - batch.logp_old).exp() * batch.adv).mean() + kl.mean())
@@ -327,7 +287,7 @@ def test_the_kl_that_can_stop_an_update_is_the_forward_one_whatever_the_penalty(
     batch = batch_of(learner)
     move(learner, 0.3)
     output = learner.policy(batch.obs)
-    _, mean_kl, _ = learner.loss(output, batch)
+    mean_kl = learner.loss(output, batch).kl
     pi_old, pi = (learner.family.build(p) for p in (batch.params_old, output.params))
     forward, reverse = (policy_kl(pi_old, pi, d).mean() for d in ("forward", "reverse"))
     assert abs(forward - reverse) > 0.01 * forward
@@ -364,7 +324,7 @@ def test_the_value_clip_is_part_of_the_update():
     batch = batch._replace(value_old=batch.value_old - torch.sign(batch.ret - batch.value_old))
     # Every value stands 1 nearer to its return than the old one: all are beyond the clip, and none may pull.
     batch = batch._replace(ret=batch.value_old + 2 * torch.sign(batch.ret - batch.value_old))
-    total, _, _ = learner.loss(learner.policy(batch.obs), batch)
+    total = learner.loss(learner.policy(batch.obs), batch).total
     critic = torch.autograd.grad(total, list(learner.policy.critic.parameters()), allow_unused=True)
     assert all((g == 0).all() for g in critic)
 
@@ -389,12 +349,12 @@ def test_advantages_are_normalised_over_the_rows_that_count_in_their_minibatch()
     batch = batch_of(learner, 4)._replace(adv=torch.tensor([1.0, 3.0, 5.0, 1e6]))
     batch = batch._replace(valid=torch.tensor([True, True, True, False]))
     output = learner.policy(batch.obs)
-    (slope,) = torch.autograd.grad(learner.loss(output, batch)[2][0], output.params)
+    (slope,) = torch.autograd.grad(learner.loss(output, batch).policy, output.params)
     # mean 3, σ = √(8/3): −√1.5, 0, √1.5
     expected = batch._replace(adv=torch.tensor([-math.sqrt(1.5), 0.0, math.sqrt(1.5), 7.0]))
     plain = make(objective="none", advantage_norm="none")
     output = plain.policy(batch.obs)
-    (expected_slope,) = torch.autograd.grad(plain.loss(output, expected)[2][0], output.params)
+    (expected_slope,) = torch.autograd.grad(plain.loss(output, expected).policy, output.params)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-5, atol=1e-7)
 
 
@@ -494,8 +454,8 @@ def test_a_loss_that_is_not_finite_is_not_trusted_even_with_a_finite_gradient(va
     batch, before, loss = batch_of(learner), everything(learner), learner.loss
 
     def spoilt(output, minibatch):
-        total, kl, parts = loss(output, minibatch)
-        return total + value, kl, parts
+        losses = loss(output, minibatch)
+        return losses._replace(total=losses.total + value)
 
     monkeypatch.setattr(learner, "loss", spoilt)
     one_step(learner, batch)
@@ -564,7 +524,7 @@ def test_the_metrics_of_an_update_are_means_over_its_steps():
     losses, norms = [], []
     shadow = make(num_epochs=1, ent_coef=0.1, max_grad_norm=0.1)
     for _ in range(2):
-        total, _, parts = shadow.loss(shadow.policy(batch.obs), batch)
+        total, *parts, _, _ = shadow.loss(shadow.policy(batch.obs), batch)
         losses.append([*(x.item() for x in parts), total.item()])
         norms.append(gradient(shadow, batch).norm().item())
         shadow.update(batch, 0.0)
@@ -784,12 +744,12 @@ def test_a_state_that_does_not_fit_is_refused_whole(part, fault):
 @pytest.mark.parametrize("clip_grad", ["joint", "apart"])
 def test_a_stopped_actor_has_no_part_in_the_step_of_the_critic(clip_grad):
     # Its gradient is largest just when the stop fires; in a joint norm it would shrink the critic's step to nothing.
-    stop = KLStop("last_minibatch", 1e-3, 1.0, "actor")
+    stop = KLStop("last_minibatch", threshold=1e-3, stops="actor")
     calm, wild = (make(kl_stop=stop, clip_grad=clip_grad, objective="none") for _ in range(2))
     batch, index = batch_of(calm), torch.arange(10)
     before = actor_and_critic(calm)
     for learner, advantage in ((calm, 1.0), (wild, 1e6)):
-        learner._stopped.fill_(True)
+        learner.early_stop.stopped.fill_(True)
         learner.step(batch._replace(adv=batch.adv * advantage), index, batch.valid)
     assert torch.equal(actor_and_critic(calm)[0], before[0])
     assert not torch.equal(actor_and_critic(calm)[1], before[1])

@@ -1,0 +1,158 @@
+"""Which family an action space has, which observations there are encoders for, and families as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from ppo_kl.config.policy import BoxDistribution
+from ppo_kl.errors import ConfigError
+from ppo_kl.policies.families import (
+    BernoulliFamily,
+    BetaFamily,
+    CategoricalFamily,
+    Family,
+    FullGaussianFamily,
+    GaussianFamily,
+    JointFamily,
+    MultiCategoricalFamily,
+    TanhGaussianFamily,
+)
+
+SUPPORTED = "Discrete, MultiDiscrete, MultiBinary, Box of floats with finite bounds, and Dict and Tuple of these"
+
+BOX_FAMILIES: dict[str, type[GaussianFamily] | type[BetaFamily]] = {
+    "gaussian": GaussianFamily,
+    "tanh_gaussian": TanhGaussianFamily,
+    "beta": BetaFamily,
+    "full_gaussian": FullGaussianFamily,
+}
+"""Family of a Box by `policy.distribution`."""
+
+FAMILIES: dict[str, type[Any]] = {
+    "categorical": CategoricalFamily,
+    "multi_categorical": MultiCategoricalFamily,
+    "bernoulli": BernoulliFamily,
+    "joint": JointFamily,
+    **BOX_FAMILIES,
+}
+"""Family by its name in a checkpoint."""
+
+
+def family_of(space: spaces.Space[Any], distribution: BoxDistribution = "gaussian") -> Family:
+    """The family of an action space.
+
+    Args:
+        space: of one environment.
+        distribution: what every Box in it gets.
+
+    Raises:
+        ConfigError: no family for this space, with the list of those there are.
+    """
+    for kind, make in _FAMILY_OF.items():
+        if isinstance(space, kind):
+            return make(space, distribution)
+    raise ConfigError(f"action space {space}: not supported; supported are {SUPPORTED}")
+
+
+def _discrete(space: Any, _: BoxDistribution) -> Family:
+    return CategoricalFamily(int(space.n), int(space.start), str(space.dtype))
+
+
+def _multi_discrete(space: Any, _: BoxDistribution) -> Family:
+    _refuse_empty(space)
+    sizes, starts = (tuple(x.ravel().tolist()) for x in (space.nvec, space.start))
+    return MultiCategoricalFamily(sizes, starts, space.shape, str(space.dtype))
+
+
+def _multi_binary(space: Any, _: BoxDistribution) -> Family:
+    _refuse_empty(space)
+    return BernoulliFamily(space.shape)
+
+
+def _box(space: Any, distribution: BoxDistribution) -> Family:
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ConfigError(f"action space {space}: not supported; supported are {SUPPORTED}")
+    low, high = space.low.ravel(), space.high.ravel()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ConfigError(f"action space {space}: Box actions need finite bounds on both sides")
+    _refuse_empty(space)
+    shape = tuple(int(size) for size in space.shape)
+    return BOX_FAMILIES[distribution](tuple(low.tolist()), tuple(high.tolist()), shape, str(space.dtype))
+
+
+def _dict(space: Any, distribution: BoxDistribution) -> Family:
+    if not all(isinstance(key, str) for key in space.spaces):
+        raise ConfigError(f"action space {space}: the keys of a Dict must be words")
+    return _joint(space, list(space.spaces.items()), distribution)
+
+
+def _tuple(space: Any, distribution: BoxDistribution) -> Family:
+    return _joint(space, list(enumerate(space.spaces)), distribution)
+
+
+def _joint(space: Any, parts: list[tuple[Any, Any]], distribution: BoxDistribution) -> Family:
+    if not parts:
+        raise ConfigError(f"action space {space}: empty")
+    try:
+        return JointFamily(tuple((key, family_of(part, distribution)) for key, part in parts))
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in action space {space})") from None
+
+
+def _refuse_empty(space: Any) -> None:
+    if 0 in space.shape:
+        raise ConfigError(f"action space {space}: empty")
+
+
+_FAMILY_OF: dict[type[spaces.Space[Any]], Callable[[Any, BoxDistribution], Family]] = {
+    spaces.Discrete: _discrete,
+    spaces.MultiDiscrete: _multi_discrete,
+    spaces.MultiBinary: _multi_binary,
+    spaces.Box: _box,
+    spaces.Dict: _dict,
+    spaces.Tuple: _tuple,
+}
+
+
+def describe(family: Family) -> dict[str, Any]:
+    """The family as plain values, for a checkpoint."""
+    (kind,) = (kind for kind, cls in FAMILIES.items() if type(family) is cls)
+    fields = dataclasses.fields(family)  # type: ignore[arg-type]
+    return {"kind": kind, **{f.name: _plain(getattr(family, f.name)) for f in fields}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return describe(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def from_description(description: dict[str, Any]) -> Family:
+    """The inverse of `describe`."""
+    values = {key: _rebuilt(value) for key, value in description.items() if key != "kind"}
+    family: Family = FAMILIES[description["kind"]](**values)
+    return family
+
+
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_rebuilt(item) for item in value)
+    return from_description(value) if isinstance(value, dict) else value
+
+
+def shape_of_observation(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """The shape of one observation.
+
+    Raises:
+        ConfigError: no encoder for this space, or an empty one.
+    """
+    if not isinstance(space, spaces.Box):
+        raise ConfigError(f"observation space {space}: not supported; supported is Box")
+    if space.shape == () or 0 in space.shape:
+        raise ConfigError(f"observation space {space}: empty or a scalar; supported are vectors and arrays")
+    return tuple(int(size) for size in space.shape)

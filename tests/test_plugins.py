@@ -1,0 +1,142 @@
+"""Objectives from elsewhere: a module named on the command line, or an installed package's entry point."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppo_kl.config.checked import setting
+from ppo_kl.config.objective import Surrogate
+from ppo_kl.objectives import register_surrogate
+
+
+@dataclass(frozen=True)
+class Power(Surrogate):
+    """The ratio to a power."""
+
+    kind: ClassVar[str] = "mine"
+    power: float = setting(2.0, above=0)
+    """Exponent."""
+
+
+def power(ratio, adv, kl, *, power):
+    return -(ratio**power) * adv / power
+
+
+register_surrogate("mine", power, Power)
+'''
+SMALL = ["--total-steps", "64", "--env.num-envs", "2", "--training.num-steps", "16", "--training.num-epochs", "1"]
+
+
+def ppo_kl(folder: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
+    """The command as a user runs it, in a folder of their own."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    command = [str(Path(sys.executable).parent / "ppo-kl"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "my_module.py").write_text(PLUGIN)
+    return tmp_path
+
+
+def test_a_plugin_trains_resumes_and_is_evaluated(folder):
+    done = ppo_kl(folder, "train", "--plugin", "my_module", "--objective", "mine", *SMALL)
+    assert done.returncode == 0, done.stderr
+    run = folder / "runs" / "CartPole-v1" / "mine" / "seed0"
+    assert "kind: mine" in (run / "config.yaml").read_text()
+    assert json.loads((run / "result.json").read_text())["steps"] >= 64
+    evaluated = ppo_kl(folder, "evaluate", str(run), "--episodes", "1", "--plugin", "my_module")
+    assert evaluated.returncode == 0, evaluated.stderr
+    resumed = ppo_kl(folder, "train", "--resume", str(run), "--plugin", "my_module")
+    assert "already done" in resumed.stdout, resumed.stderr
+
+
+def test_its_settings_are_options_like_any_other(folder):
+    start = ("train", "--plugin", "my_module", "--objective", "mine")
+    done = ppo_kl(folder, *start, "--objective.surrogate.power", "1.5", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "power: 1.5" in (folder / "runs/CartPole-v1/mine/seed0/config.yaml").read_text()
+    wrong = ppo_kl(folder, *start, "--objective.surrogate.power", "-1")
+    assert wrong.returncode == 2
+    assert "power" in wrong.stderr
+
+
+def test_without_the_plugin_the_name_and_the_kind_are_unknown_and_the_error_says_how(folder):
+    missing = ppo_kl(folder, "train", "--objective", "mine")
+    assert missing.returncode == 2
+    assert "--objective mine: unknown preset" in missing.stderr
+    (folder / "mine.yaml").write_text("objective:\n  surrogate: {kind: mine}\n")
+    missing = ppo_kl(folder, "train", "--objective", "mine.yaml")
+    assert missing.returncode == 2
+    assert "mine.yaml:2:21" in missing.stderr
+    assert "--plugin MODULE" in missing.stderr
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "reason"),
+    [("no_such_module", None, "No module named"), ("broken", "1 / 0", "ZeroDivisionError")],
+)
+def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(folder, module, text, reason):
+    if text is not None:
+        (folder / f"{module}.py").write_text(text)
+    done = ppo_kl(folder, "train", "--plugin", module)
+    assert done.returncode == 2
+    assert f"--plugin {module}" in done.stderr
+    assert reason in done.stderr
+
+
+def installed(site: Path, module: str, text: str, points: str) -> None:
+    """A package as pip would leave it."""
+    (site / f"{module}.py").write_text(text)
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[ppo_kl.objectives]\n{points}\n")
+
+
+def test_an_installed_package_adds_its_objectives_by_entry_point(tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    site.mkdir()
+    work.mkdir()
+    preset = PLUGIN + (
+        "\nfrom ppo_kl.config.objective import ForwardKL, Adaptive, ObjectiveConfig\n"
+        'penalised = ObjectiveConfig("x", Power(3.0), ForwardKL(), Adaptive())\n'
+    )
+    installed(site, "their_package", preset, "mine = their_package\ntheirs = their_package:penalised")
+    for name in ("mine", "theirs"):
+        done = ppo_kl(work, "train", "--objective", name, *SMALL, path=site)
+        assert done.returncode == 0, done.stderr
+        assert (work / "runs" / "CartPole-v1" / name / "seed0" / "result.json").exists()
+    # The kinds in the saved configuration are found in the same way.
+    evaluated = ppo_kl(work, "evaluate", "runs/CartPole-v1/theirs/seed0", "--episodes", "1", path=site)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_a_package_whose_entry_point_is_broken_is_named_but_only_when_it_is_needed(tmp_path):
+    installed(tmp_path, "their_package", "raise RuntimeError('of theirs')", "mine = their_package")
+    asked = ppo_kl(tmp_path, "train", "--objective", "mine", path=tmp_path)
+    assert asked.returncode == 2
+    assert "their_package" in asked.stderr
+    assert "of theirs" in asked.stderr
+    unasked = ppo_kl(tmp_path, "train", "--objective", "clip", *SMALL, path=tmp_path)
+    assert unasked.returncode == 0, unasked.stderr
+
+
+def test_help_names_the_options():
+    done = subprocess.run(
+        [sys.executable, "-m", "ppo_kl", "train", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--plugin MODULE" in done.stdout
+    assert "--kl-stop NAME" in done.stdout
