@@ -30,9 +30,8 @@ def require_threshold(stop: KLStop, objective: ObjectiveConfig) -> None:
     """
     if stop.scope != "off" and stop.threshold is None and not isinstance(objective.controller, Adapting):
         raise ConfigError(
-            f"training.kl_stop.threshold=None: with scope {stop.scope!r} it is the objective's kl_target, which "
-            f"{objective.name!r} has not; give a threshold in nats, as training.kl_stop.threshold 0.01, or "
-            "training.kl_stop.scope off"
+            f"training.kl_stop.threshold=None: it is then the objective's kl_target, but {objective.name!r} has none; "
+            f"give a threshold in nats, as --training.kl-stop.threshold 0.01, or --kl-stop off (now {stop.scope!r})"
         )
 
 

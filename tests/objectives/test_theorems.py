@@ -44,6 +44,19 @@ def test_without_lambda_the_penalised_objective_equals(same, samples):
     assert torch.equal(samples.gradient(ours.loss), samples.gradient(theirs.loss))
 
 
+@pytest.mark.parametrize("high", [None, 0.4])
+def test_the_gradient_of_klip_is_that_of_clip_through_a_policy(high, samples):
+    samples.move(0.3)
+    klip, clip = (Objective.from_preset(name, clip_eps_high=high) for name in ("klip", "clip"))
+    inputs = samples.inputs(clip)
+    ratio, adv = (inputs["logp"] - inputs["logp_old"]).exp(), samples.adv
+    upper = 1.2 if high is None else 1.4
+    for killed in ((adv > 0) & (ratio > upper), (adv < 0) & (ratio < 0.8)):
+        assert killed.sum() >= 3  # a fixture in which nothing is clipped would prove nothing
+    ours, theirs = (samples.gradient(o(**samples.inputs(o)).loss) for o in (klip, clip))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_the_boundless_band_matters(samples):
     # The counterpart of the test above: with the usual band the two do differ on the same samples.
     samples.move(0.1)
