@@ -18,7 +18,8 @@ import yaml
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.checked import Settings, nearest, types_of
-from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part, part_named, preset_named
+from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
+from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.errors import ConfigError
 
 _HERE = Path(__file__).parent

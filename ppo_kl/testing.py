@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_kl.config.objective import Adapting, Fixed, NoPenalty, ObjectiveConfig, preset
+from ppo_kl.config.objective import Adapting, Fixed, NoPenalty, ObjectiveConfig
+from ppo_kl.config.presets import preset
 from ppo_kl.objectives.objective import Objective
 
 Make = Callable[[], Objective]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ppo_kl.config.objective import PRESETS, PUBLISHED
+from ppo_kl.config.presets import PRESETS, PUBLISHED
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.diagnostics import glossary
 from ppo_kl.load import to_dict
@@ -30,7 +30,7 @@ def generated() -> dict[Path, str]:
     """Every generated file with its text."""
     files = {}
     for name, preset in PRESETS.items():
-        files[ROOT / "configs" / "objective" / f"{name}.yaml"] = _layer({"objective": to_dict(preset)}, "objective")
+        files[ROOT / "configs" / "objective" / f"{name}.yaml"] = _layer({"objective": to_dict(preset)}, "presets")
     for name, stop in KL_STOPS.items():
         text = _layer({"training": {"kl_stop": to_dict(stop)}}, "training")
         files[ROOT / "configs" / "kl_stop" / f"{name}.yaml"] = text

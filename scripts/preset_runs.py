@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from ppo_kl import Agent, __version__
-from ppo_kl.config.objective import PRESETS, Adapting
+from ppo_kl.config.objective import Adapting
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.training.iteration import Iteration
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "presets.json"

@@ -1,15 +1,7 @@
 """One of each family of action distributions, small enough to try everything on."""
 
-from ppo_kl.policies.families import (
-    BernoulliFamily,
-    BetaFamily,
-    CategoricalFamily,
-    FullGaussianFamily,
-    GaussianFamily,
-    JointFamily,
-    MultiCategoricalFamily,
-    TanhGaussianFamily,
-)
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
 
 BOX = {"low": (-1.0, 0.0), "high": (1.0, 10.0), "shape": (2,)}
 BOXES = {

@@ -7,7 +7,8 @@ from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.training import TrainingConfig
 from ppo_kl.objectives import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training.learner import Learner
 
 FAMILIES = {

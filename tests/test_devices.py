@@ -11,12 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_kl.batch import Batch
 from ppo_kl.config import PolicyConfig, TrainingConfig
-from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KLStop
 from ppo_kl.diagnostics.measure import kl_before, measure
 from ppo_kl.objectives import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.policies.normalize import ObservationNormalizer
 from ppo_kl.training.learner import Learner
 

@@ -67,7 +67,7 @@ def test_objectives_import_torch_and_their_settings_alone(path):
     foreign = {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"ppo_kl", "torch"}
     ours = {m for m in modules if m.startswith("ppo_kl.") and not m.startswith("ppo_kl.objectives")}
     assert not foreign
-    assert ours <= {"ppo_kl.config.objective", "ppo_kl.errors"}
+    assert ours <= {"ppo_kl.config.objective", "ppo_kl.config.presets", "ppo_kl.errors"}
 
 
 def loaded_by(statement):

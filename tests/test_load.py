@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import PRESETS, Adaptive, Clip
+from ppo_kl.config.objective import Adaptive, Clip
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import SHIPPED, from_yaml, load_config, to_dict, to_yaml

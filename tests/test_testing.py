@@ -7,7 +7,6 @@ import torch
 
 from ppo_kl.config.objective import (
     KINDS,
-    PRESETS,
     Adaptive,
     Controller,
     Fixed,
@@ -19,6 +18,7 @@ from ppo_kl.config.objective import (
     Schedule,
     Surrogate,
 )
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.objectives import Objective
 from ppo_kl.testing import CLAUSES, check_objective
 

@@ -1,6 +1,7 @@
 """PPO objectives for anybody's trainer; loads torch and nothing else."""
 
-from ppo_kl.config.objective import PRESETS, ObjectiveConfig
+from ppo_kl.config.objective import ObjectiveConfig
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.objectives.distributions import (
     Joint,
     StableBernoulli,

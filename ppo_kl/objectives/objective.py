@@ -12,17 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppo_kl.config.objective import (
-    Adapting,
-    Controller,
-    Fixed,
-    NoPenalty,
-    ObjectiveConfig,
-    Part,
-    Penalty,
-    Surrogate,
-    preset,
-)
+from ppo_kl.config.objective import Adapting, Controller, Fixed, NoPenalty, ObjectiveConfig, Part, Penalty, Surrogate
+from ppo_kl.config.presets import preset
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
 from ppo_kl.objectives.divergence import Direction, policy_kl

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ppo_kl.config.objective import (
     KINDS,
-    PRESETS,
     Adapting,
     Adaptive,
     Controller,
@@ -39,6 +38,7 @@ from ppo_kl.config.objective import (
     Ratio,
     Surrogate,
 )
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS, Rule
 from ppo_kl.objectives.objective import KEPT

@@ -33,7 +33,8 @@ def stabilise(dist: Distribution) -> Distribution:
 
     Categorical, OneHotCategorical, Bernoulli, Normal, Beta and MultivariateNormal, in any parametrisation, also inside
     Independent and TransformedDistribution. Others, subclasses included, come back as they are: theirs is their own KL.
-    Parameters in half precision are widened to float32.
+    Parameters in half precision are widened to float32; but torch has normalised, and rounded, a Categorical's logits
+    in half precision before they get here: use `StableCategorical` itself for those.
 
     Args:
         dist: any shape.

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_kl.config.policy import PolicyConfig
-from ppo_kl.policies.families import (
-    BernoulliFamily,
-    BetaFamily,
-    CategoricalFamily,
-    Family,
-    FullGaussianFamily,
-    GaussianFamily,
-    JointFamily,
-    MultiCategoricalFamily,
-    TanhGaussianFamily,
-)
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, Family, JointFamily, MultiCategoricalFamily
 from ppo_kl.policies.networks import inward_clamp
 
 BETA_PARAM_MIN, BETA_PARAM_MAX = -10.0, 1e5 - 1

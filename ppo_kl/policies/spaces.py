@@ -11,17 +11,8 @@ from gymnasium import spaces
 
 from ppo_kl.config.policy import BoxDistribution
 from ppo_kl.errors import ConfigError
-from ppo_kl.policies.families import (
-    BernoulliFamily,
-    BetaFamily,
-    CategoricalFamily,
-    Family,
-    FullGaussianFamily,
-    GaussianFamily,
-    JointFamily,
-    MultiCategoricalFamily,
-    TanhGaussianFamily,
-)
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, Family, JointFamily, MultiCategoricalFamily
 
 SUPPORTED = "Discrete, MultiDiscrete, MultiBinary, Box of floats with finite bounds, and Dict and Tuple of these"
 

@@ -4,17 +4,8 @@ import itertools
 
 import pytest
 
-from ppo_kl.config.objective import (
-    PRESETS,
-    Adaptive,
-    Clip,
-    Fixed,
-    ForwardKL,
-    NoPenalty,
-    ObjectiveConfig,
-    Ratio,
-    preset,
-)
+from ppo_kl.config.objective import Adaptive, Clip, Fixed, ForwardKL, NoPenalty, ObjectiveConfig, Ratio
+from ppo_kl.config.presets import PRESETS, preset
 from ppo_kl.errors import ConfigError
 
 NAN, INF = float("nan"), float("inf")

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.diagnostics.dashboard import HPARAM_METRICS, LAYOUT, hparam_summaries
 from ppo_kl.diagnostics.glossary import GLOSSARY
 from ppo_kl.load import load_config

@@ -12,12 +12,14 @@ from toy_envs import small_agent
 
 from ppo_kl.batch import Batch
 from ppo_kl.config import PolicyConfig
-from ppo_kl.config.objective import PRESETS, Clip, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL, preset
+from ppo_kl.config.objective import Clip, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
+from ppo_kl.config.presets import PRESETS, preset
 from ppo_kl.diagnostics.glossary import GLOSSARY, as_markdown
 from ppo_kl.diagnostics.measure import explained_variance, kl_before, measure
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 
 CATEGORICAL = CategoricalFamily(4)
 GAUSSIAN = GaussianFamily((-1.0,) * 3, (1.0,) * 3, (3,))

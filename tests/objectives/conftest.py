@@ -9,7 +9,8 @@ from torch import Tensor
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.objectives import Objective
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 
 FAMILIES = {
     "categorical": CategoricalFamily(4),

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ppo_kl.config.objective import PRESETS, Banded, Dual, ForwardKL, ObjectiveConfig, Proportional, Ratio
+from ppo_kl.config.objective import Banded, Dual, ForwardKL, ObjectiveConfig, Proportional, Ratio
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.objectives import Objective
 from ppo_kl.objectives.controllers import adaptive, banded, dual, fixed, pi, proportional, schedule
 

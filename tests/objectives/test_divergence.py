@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 from ppo_kl.objectives import StableCategorical, k1, k2, k3, policy_kl, require_kl
-from ppo_kl.policies.families import GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily, TanhGaussianFamily
 
 families = pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
 directions = pytest.mark.parametrize("direction", ["forward", "reverse"])

@@ -8,7 +8,8 @@ import torch
 from ppo_kl.config.objective import Adaptive, Clip, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives import PRESETS, Objective, policy_kl
-from ppo_kl.policies.families import CategoricalFamily, GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
 
 NAN, INF = float("nan"), float("inf")
 INPUTS = ("logp", "logp_old", "adv", "kl")

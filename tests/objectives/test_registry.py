@@ -9,7 +9,6 @@ import torch
 from ppo_kl.config.checked import setting
 from ppo_kl.config.objective import (
     KINDS,
-    PRESETS,
     Adapting,
     Adaptive,
     Clip,
@@ -22,6 +21,7 @@ from ppo_kl.config.objective import (
     Ratio,
     Surrogate,
 )
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 from ppo_kl.objectives import (

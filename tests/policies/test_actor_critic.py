@@ -9,7 +9,8 @@ from every_family import BOXES, EVERY_FAMILY
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.errors import ConfigError
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import BetaFamily, CategoricalFamily, FullGaussianFamily, GaussianFamily, JointFamily
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily, JointFamily
 
 CATEGORICAL = CategoricalFamily(3)
 GAUSSIAN = GaussianFamily((-1.0, 0.0), (1.0, 10.0), (2,))

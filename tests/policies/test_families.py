@@ -12,16 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_envs import ACTION_SPACES
 
-from ppo_kl.policies.families import (
-    BernoulliFamily,
-    BetaFamily,
-    CategoricalFamily,
-    FullGaussianFamily,
-    GaussianFamily,
-    JointFamily,
-    MultiCategoricalFamily,
-    TanhGaussianFamily,
-)
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
 from ppo_kl.policies.spaces import BOX_FAMILIES, family_of
 
 INF = float("inf")

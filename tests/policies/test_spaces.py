@@ -9,16 +9,8 @@ from gymnasium import spaces
 from toy_envs import ACTION_SPACES
 
 from ppo_kl.errors import ConfigError
-from ppo_kl.policies.families import (
-    BernoulliFamily,
-    BetaFamily,
-    CategoricalFamily,
-    FullGaussianFamily,
-    GaussianFamily,
-    JointFamily,
-    MultiCategoricalFamily,
-    TanhGaussianFamily,
-)
+from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
+from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
 from ppo_kl.policies.spaces import BOX_FAMILIES, describe, family_of, from_description, shape_of_observation
 
 MATRIX = spaces.Box(-np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.float32(0.5), (2, 3), np.float32)

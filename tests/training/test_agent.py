@@ -22,7 +22,7 @@ from toy_envs import FAULTY_ENV, FAULTY_STEP, SEED, small_agent, without_times
 from ppo_kl import checkpoint
 from ppo_kl.batch import Rollout
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.envs.make import EVALUATION, episode_seed, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError, EnvDataError
 from ppo_kl.training.agent import Agent, Iteration

@@ -10,7 +10,7 @@ from learner_parts import batch_of, make
 
 from ppo_kl.batch import minibatches
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import PRESETS
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS, KLStop, TrainingConfig
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives import Objective, policy_kl

@@ -10,7 +10,8 @@ from learner_parts import FAMILIES, batch_of, make, seeded
 from torch import Tensor, nn
 
 from ppo_kl.batch import Batch, minibatches
-from ppo_kl.config.objective import PRESETS, Adaptive, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
+from ppo_kl.config.objective import Adaptive, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
+from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KLStop
 from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives import Objective, policy_kl

@@ -7,7 +7,7 @@ from torch import nn
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.errors import CheckpointError
 from ppo_kl.policies.actor_critic import ActorCritic
-from ppo_kl.policies.families import GaussianFamily
+from ppo_kl.policies.box_families import GaussianFamily
 from ppo_kl.training.parameters import FlatParameters
 
 
