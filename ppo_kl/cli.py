@@ -33,6 +33,8 @@ Which settings to start from (files, or names of shipped ones):
   --objective NAME  a name in configs/objective, as clip or kl_pi, or a file (default: kl_adaptive)
   --kl-stop NAME    early stop of an update: off, sb3, cleanrl, spinningup, omnisafe, or a file
   --runtime NAME    cpu, cuda, or a file
+  --objective.surrogate.kind, --objective.penalty.kind, --objective.controller.kind KIND
+                    another part in the objective's place, as k3 or pi, with its defaults
   --plugin MODULE   import this first, once or more: it may register objectives of its own
   --resume RUN      go on with a run where it stopped
   --quiet           print nothing
@@ -42,6 +44,7 @@ Every single setting is an option below; options win over files."""
 
 LAYERS = ("config", "env", "objective", "kl-stop", "runtime")
 """Options that name files to start from, in the order in which later ones win."""
+PARTS = ("surrogate", "penalty", "controller")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +72,7 @@ def _train(arguments: list[str]) -> int:
     _import_plugins(chosen.plugin)
     if chosen.resume is not None:
         named = [name for name in LAYERS if getattr(chosen, name.replace("-", "_")) is not None]
+        named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
         if rest or named:
             other = rest[0] if rest else f"--{named[0]}"
             print(f"ppo-kl: error: --resume goes on with the run's own settings; {other} has no place", file=sys.stderr)
@@ -76,7 +80,9 @@ def _train(arguments: list[str]) -> int:
         from ppo_kl.training.trainer import resume
 
         return resume(chosen.resume, quiet=chosen.quiet).exit_status
-    config = load_config(**{layer: getattr(chosen, layer) for layer in (name.replace("-", "_") for name in LAYERS)})
+    layers = {layer: getattr(chosen, layer) for layer in (name.replace("-", "_") for name in LAYERS)}
+    kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
+    config = load_config(**layers, kinds=kinds)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
     from ppo_kl.training.trainer import train
 
@@ -87,6 +93,8 @@ def _chooser() -> argparse.ArgumentParser:
     chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
     for name in (*LAYERS, "resume"):
         chooser.add_argument(f"--{name}")
+    for part in PARTS:
+        chooser.add_argument(f"--objective.{part}.kind", dest=part)
     chooser.add_argument("--quiet", action="store_true")
     chooser.add_argument("--plugin", action="append", default=[])
     return chooser

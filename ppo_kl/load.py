@@ -42,16 +42,18 @@ def load_config(
     config: str | None = None,
     env: str | None = None,
     objective: str | ObjectiveConfig | None = None,
+    kinds: Mapping[str, str] | None = None,
     kl_stop: str | None = None,
     runtime: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """One checked configuration from layers; later ones win: config, env, objective, kl_stop, runtime, overrides.
+    """One checked configuration from layers; later arguments win over earlier ones.
 
     Args:
         config: a whole configuration: a file, or a name in configs/recipes; none: the defaults.
         env: a file, a name in configs/env, or a Gymnasium id; none, and no config: cartpole.
         objective: a file, a name in configs/objective, or the objective's config itself.
+        kinds: a part of the objective -> another kind of it, as {"penalty": "k3"}, whose name the objective's then has.
         kl_stop: early stop, a file or a name in configs/kl_stop.
         runtime: a file, or a name in configs/runtime.
         overrides: dotted key -> value, as {"training.gamma": 0.98}.
@@ -73,6 +75,8 @@ def load_config(
     merged = Located({}, "config")
     for layer in layers:
         merged = _merge(merged, layer)
+    if kinds:
+        merged = _merge(merged, _kinds_layer(merged, kinds))
     loaded: TrainConfig = _decode(merged, TrainConfig, "")
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
@@ -131,6 +135,18 @@ def _objective_layer(objective: str) -> Located:
         return read_yaml(_find("objective", objective, "--objective"))
     preset = preset_named(objective)
     return _compose(yaml.safe_dump({"objective": to_dict(preset)}), f"preset {objective}")
+
+
+def _kinds_layer(config: Located, kinds: Mapping[str, str]) -> Located:
+    """The parts of the objective that are to be of another kind, with its defaults, and a name that says so."""
+    named = config.value.get("objective") if isinstance(config.value, dict) else None
+    name = named.value.get("name") if named is not None and isinstance(named.value, dict) else None
+    base = ObjectiveConfig().name if name is None else str(name.value)
+    parts: dict[str, Located] = {"name": Located("-".join([base, *kinds.values()]), "--objective")}
+    for part, kind in kinds.items():
+        where = f"--objective.{part}.kind {kind}"
+        parts[part] = Located({"kind": Located(kind, where)}, where)
+    return Located({"objective": Located(parts, "--objective")}, "--objective")
 
 
 def _env_layer(env: str) -> Located:

@@ -241,6 +241,12 @@ def scale(x):
     return Normal(torch.zeros_like(x), x.exp())
 
 
+def full_covariance(x):
+    """Two dimensions, whose scales and correlation move with x."""
+    diagonal, below = (1 + x)[..., None] * torch.eye(2), x[..., None] * torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    return MultivariateNormal(torch.zeros(len(x), 2), scale_tril=diagonal + below)
+
+
 def beta(concentration):
     return lambda x: Beta(torch.full_like(x, concentration), concentration + x)
 
@@ -272,6 +278,13 @@ CASES = {
     "Normal, log σ 0 against 1e-3": (scale, 0.0, 1e-3, 0.5 * (math.expm1(-2e-3) + 2e-3)),
     "Normal, log σ −20 against −19.9": (scale, -20.0, -19.9, 0.5 * (math.expm1(-0.2) + 0.2)),
     "Normal, log σ 0 against −20": (scale, 0.0, -20.0, 0.5 * (math.expm1(40.0) - 40.0)),
+    # M = L_q⁻¹ L_p has 1/(1 + x) on its diagonal and −x/(1 + x)² below: KL = 2 · ½(m² − 1 − log m²) + ½ (x/(1 + x)²)²
+    "Full covariance, a step of 1e-3": (
+        full_covariance,
+        0.0,
+        1e-3,
+        math.expm1(-2 * math.log1p(1e-3)) + 2 * math.log1p(1e-3) + 0.5 * (1e-3 / (1 + 1e-3) ** 2) ** 2,
+    ),
     "Beta(1e3, 1e3) against (1e3, 1001)": (beta(1e3), 0.0, 1.0, kl_beta(1e3, 1e3, 1e3, 1e3 + 1)),
     "Beta(1e5, 1e5) against (1e5, 1e5 + 10)": (beta(1e5), 0.0, 10.0, kl_beta(1e5, 1e5, 1e5, 1e5 + 10)),
 }

@@ -42,11 +42,17 @@ def parts(family, objective, device, **training):
 TRAINING = (
     {},
     {"clip_grad": "apart", "advantage_norm": "minibatch", "value_clip": 0.2, "ent_coef": 0.01, "lr_schedule": "linear"},
+    {"lr_schedule": "kl_adaptive", "kl_stop": KLStop("before_step", "k3", threshold=0.01)},
+    {"lr_schedule": "kl_adaptive", "lr_kl_cadence": "epoch", "kl_stop": KLStop("after_epoch", "k1", threshold=0.01)},
     {"max_grad_norm": None, "kl_stop": KLStop("last_minibatch", threshold=0.01, stops="actor")},
 )
 
 
-@pytest.mark.parametrize("training", TRAINING, ids=["default", "everything", "actor stops"])
+@pytest.mark.parametrize(
+    "training",
+    TRAINING,
+    ids=["default", "everything", "sb3 and adaptive lr", "after epoch and adaptive lr", "actor stops"],
+)
 @pytest.mark.parametrize("objective", PRESETS)
 @pytest.mark.parametrize("family", FAMILIES, ids=["categorical", "gaussian"])
 def test_no_tensor_of_another_device_enters_a_step_or_a_measurement(family, objective, training):

@@ -41,13 +41,17 @@ def test_the_page_is_the_tour_with_its_output(printed):
 
 def rows_of(printed):
     """The table of errors: case -> true, torch, its gradient, ours, our gradient, our error."""
-    lines = [line for line in printed.splitlines() if re.match(r"(Categorical|Bernoulli|Normal|Beta).* against ", line)]
+    lines = [
+        line
+        for line in printed.splitlines()
+        if re.match(r"(Categorical|Bernoulli|Normal|Beta|Full).*(against|of 1e)", line)
+    ]
     return {line[:38].strip(): [float(x) for x in line[38:].split()] for line in lines}
 
 
 def test_in_the_table_we_are_right_where_torch_is_not(printed):
     rows = rows_of(printed)
-    assert len(rows) == 15
+    assert len(rows) == 16
     for case, (true, _, _, ours, slope, error) in rows.items():
         assert abs(ours / true - 1) < 1e-4, case
         assert error < 1e-4, case

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import Adaptive, Clip
+from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ObjectiveConfig, Ratio
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
@@ -174,3 +174,14 @@ def test_every_setting_is_in_the_saved_configuration():
     assert set(saved) == {f.name for f in dataclasses.fields(TrainConfig)}
     assert saved["objective"]["controller"]["kind"] == "adaptive"
     assert set(saved["training"]) == {f.name for f in dataclasses.fields(TrainConfig().training)}
+
+
+def test_a_part_of_another_kind_comes_with_its_defaults_and_shows_in_the_name():
+    objective = load_config(objective="kl_adaptive", kinds={"penalty": "k3", "controller": "pi"}).objective
+    assert objective == ObjectiveConfig("kl_adaptive-k3-pi", Ratio(), K3(), PI())
+    assert load_config(kinds={"surrogate": "spo"}).objective == ObjectiveConfig("kl_adaptive-spo", SPO())
+
+
+def test_an_unknown_kind_is_refused_where_it_was_given():
+    with pytest.raises(ConfigError, match=r"--objective\.penalty\.kind k4: objective\.penalty\.kind: 'k4' is unknown"):
+        load_config(kinds={"penalty": "k4"})
