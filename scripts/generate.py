@@ -38,6 +38,7 @@ def generated() -> dict[Path, str]:
     text = readme.read_text()
     for section, content in (
         ("objectives", objectives_as_markdown()),
+        ("preset runs", runs_as_markdown()),
         ("metrics", glossary.as_markdown()),
     ):
         text = with_section(text, section, content)
@@ -56,8 +57,8 @@ def objectives_as_markdown() -> str:
     for make in PUBLISHED:
         formula, *_ = (make.__doc__ or "").partition("\n\n")
         said = dict(re.findall(r"^ +(Use|Known|Source): (.+)$", make.__doc__ or "", re.MULTILINE))
-        cells = (f"`{make.__name__}`", " ".join(formula.split()), said["Use"], said["Known"], said["Source"])
-        rows.append(_row(cells))
+        cells = (" ".join(formula.split()), said["Use"], said["Known"], said["Source"])
+        rows.append(_row([f"`{make.__name__}`", *(cell.removesuffix(".") for cell in cells)]))
     return "\n".join(
         [_row(("objective", "loss", "use it", "what is known of it", "source")), "|---|---|---|---|---|", *rows]
     )
@@ -73,7 +74,7 @@ def runs_as_markdown() -> str:
         for env in ("cartpole", "pendulum"):
             runs = list(envs[env].values())
             returns = [run["return"] for run in runs]
-            cells.append(f"{statistics.fmean(returns):.0f} ± {statistics.stdev(returns):.0f}")
+            cells.append(f"{statistics.fmean(returns):.0f} ± {statistics.stdev(returns):.0f}".replace("-", "−"))
             median, mean = (statistics.median(run[key] for run in runs) for key in ("kl_median", "kl_mean"))
             cells.append(f"{median:.4f} ({mean:.4f})")
         rows.append(_row(cells))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,13 @@ def test_help_names_the_options():
     )
     assert "--plugin MODULE" in done.stdout
     assert "--kl-stop NAME" in done.stdout
+
+
+def test_the_plugin_in_the_readme_works_as_printed(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_module\.py\n.*?)```", readme, re.DOTALL)
+    (command,) = re.findall(r"`ppo-kl (train --plugin my_module [^`]+)`", readme)
+    (tmp_path / "my_module.py").write_text(code)
+    done = ppo_kl(tmp_path, *command.split(), *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "power: 1.5" in (tmp_path / "runs/CartPole-v1/power/seed0/config.yaml").read_text()

@@ -53,8 +53,8 @@ def none() -> ObjectiveConfig:
     """−r A.
 
     Use: as the control: nothing holds the policy back.
-    Known: the worst row of the paper's table (−0.39 against 0.82 for clipping).
-    Source: Schulman 2017, eq. 6
+    Known: the worst row of the paper's table (−0.39, clipping 0.82); below a random policy on Pendulum here.
+    Source: Schulman 2017, arXiv:1707.06347, eq. 6
     """
     return _plain("none", Ratio())
 
@@ -63,8 +63,8 @@ def clip() -> ObjectiveConfig:
     """−min(r A, clip(r, 1 ± ε) A), ε 0.2.
 
     Use: as the baseline that everybody knows.
-    Known: the paper's best row (0.82); says nothing about the KL it ends at.
-    Source: Schulman 2017, eq. 7
+    Known: the paper's best row (0.82); it says nothing about the KL it ends at.
+    Source: Schulman 2017, arXiv:1707.06347, eq. 7
     """
     return _plain("clip", Clip())
 
@@ -73,8 +73,8 @@ def kl_fixed() -> ObjectiveConfig:
     """−r A + λ KL(π_old ‖ π_θ), λ 1.
 
     Use: when λ is what you study, or has been tuned.
-    Known: 0.62 to 0.72 in the paper for λ 0.3 to 10; realised KL depends on the task.
-    Source: Schulman 2017, eq. 8
+    Known: 0.62 to 0.72 in the paper for λ 0.3 to 10; the KL that results depends on the task.
+    Source: Schulman 2017, arXiv:1707.06347, eq. 8
     """
     return ObjectiveConfig("kl_fixed", Ratio(), ForwardKL(), Fixed())
 
@@ -83,8 +83,8 @@ def kl_adaptive() -> ObjectiveConfig:
     """−r A + λ KL(π_old ‖ π_θ); λ doubles above 1.5 d, halves below d / 1.5, d 0.01.
 
     Use: as the penalty of the paper; you choose the KL, λ follows.
-    Known: 0.74 in the paper; falls behind clipping on Ant and Humanoid; can limit-cycle.
-    Source: Schulman 2017, section 4
+    Known: 0.74 in the paper; behind clip on Ant (159 to 2193, arXiv:2606.23932) and CartPole below; can limit-cycle.
+    Source: Schulman 2017, arXiv:1707.06347, section 4
     """
     return ObjectiveConfig("kl_adaptive", Ratio(), ForwardKL(), Adaptive())
 
@@ -93,8 +93,8 @@ def kl_clip() -> ObjectiveConfig:
     """Clipped surrogate + λ KL(π_old ‖ π_θ), λ as kl_adaptive.
 
     Use: when clipping is to stay and the KL is to be bounded as well.
-    Known: no published table of its own; here close to clip.
-    Source: Schulman 2017, eq. 7 and 8 together
+    Known: no published table; with two limits at once the KL stays below the target.
+    Source: Schulman 2017, arXiv:1707.06347, eq. 7 and 8 together
     """
     return ObjectiveConfig("kl_clip", Clip(), ForwardKL(), Adaptive())
 
@@ -103,7 +103,7 @@ def rllib() -> ObjectiveConfig:
     """Clipped surrogate, ε 0.3, + λ KL(π_old ‖ π_θ); λ·1.5 above 2 d, λ/2 below d/2, λ₀ 0.2, d 0.01.
 
     Use: to compare with RLlib's PPO as it comes.
-    Known: the band is wide, so the KL stays between d/2 and 2 d rather than at d.
+    Known: λ rests anywhere while the KL is between d/2 and 2 d; no figures of our own beyond the runs below.
     Source: RLlib, PPOConfig
     """
     return ObjectiveConfig("rllib", Clip(0.3), ForwardKL(), Banded())
@@ -113,7 +113,7 @@ def kl_hinge() -> ObjectiveConfig:
     """−r A + λ KL + 50 max(0, K − 2 d)²; λ·1.5 above 2 d, λ/1.5 below d/2, d 0.003, λ in [1/35, 35].
 
     Use: for small, safe updates with a wall behind the penalty.
-    Known: strong on MuJoCo in its author's runs with 20 full-batch epochs (recipe pat_coady).
+    Known: its author published MuJoCo runs with 20 full-batch epochs (recipe pat_coady), not repeated here yet.
     Source: pat-coady/trpo, after Schulman's modular_rl
     """
     controller = Banded(kl_target=0.003, kl_lambda=1.0, down=1 / 1.5, min=1 / 35, max=35.0)
@@ -124,7 +124,7 @@ def kl_pi() -> ObjectiveConfig:
     """−r A + λ KL; log λ by proportional and integral control of log(K / d), d 0.01.
 
     Use: when the realised KL is to stay at the target, not in a band around it.
-    Known: converges where the doubling rule cycles; no published returns.
+    Known: on a plant KL = c/λ² it settles within 5 % of d, where the doubling rule cycles by 2.5; no published returns.
     Source: velocity form of a PI controller, in log space
     """
     return ObjectiveConfig("kl_pi", Ratio(), ForwardKL(), PI())
@@ -134,7 +134,7 @@ def kl_deadbeat() -> ObjectiveConfig:
     """−r A + λ KL; λ · √(K / d), by no more than 2, d 0.01.
 
     Use: where the inner optimisation converges (many epochs), so that KL ∝ 1/λ².
-    Known: reaches the target in one step there, and chases noise elsewhere; no published returns.
+    Known: on that plant it is there in one step; it follows noise as fast. No published returns.
     Source: inverse of KL = c / λ²
     """
     return ObjectiveConfig("kl_deadbeat", Ratio(), ForwardKL(), PI(k_i=0.5, k_p=0.0, step_limit=2.0))
@@ -144,7 +144,7 @@ def dual_clip() -> ObjectiveConfig:
     """As clip, and for A < 0 no loss above 3 |A|.
 
     Use: with stale or distributed data, whose ratios are large.
-    Known: made for MOBA self-play; on fresh on-policy data nearly the same as clip.
+    Known: made for large-scale self-play; on fresh on-policy data its bound is rarely met.
     Source: Ye 2020, arXiv:1912.09729
     """
     return _plain("dual_clip", DualClip())
@@ -154,7 +154,7 @@ def rollback() -> ObjectiveConfig:
     """As clip, but outside the band a slope of −0.3 that pulls back (PPO-RB).
 
     Use: where clip lets the ratio run away outside its band.
-    Known: its paper finds it better than clip on MuJoCo, most on Humanoid.
+    Known: its authors report gains over clip on MuJoCo; not repeated here beyond the runs below.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("rollback", Rollback())
@@ -164,7 +164,7 @@ def tr_ppo() -> ObjectiveConfig:
     """−r A; no gradient from a sample with KL ≥ 0.035 that moves on (TR-PPO).
 
     Use: to bound the KL of every state rather than the ratio of the sampled action.
-    Known: HalfCheetah 1623 → 4672, Walker2d 4036 → 4874 over clip in its paper (4 seeds).
+    Known: its authors: HalfCheetah 1623 → 4672, Walker2d 4036 → 4874, Hopper 3612 → 3788 over clip (4 seeds).
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("tr_ppo", TrustGate())
@@ -174,7 +174,7 @@ def tr_ppo_rb() -> ObjectiveConfig:
     """As tr_ppo from KL ≥ 0.03, with a slope of −0.05 that pulls back.
 
     Use: where tr_ppo overshoots its radius.
-    Known: close to tr_ppo in its paper.
+    Known: a variant of tr_ppo by the same authors; not repeated here beyond the runs below.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("tr_ppo_rb", TrustRollback())
@@ -184,7 +184,7 @@ def truly_ppo() -> ObjectiveConfig:
     """−r A + 5 KL on samples with KL ≥ 0.03 that move on, else −r A (Truly PPO).
 
     Use: a trust region per state with a restoring force of exact KL.
-    Known: the best of its paper's variants on most MuJoCo tasks.
+    Known: proposed as the best of its family by its authors; not repeated here beyond the runs below.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("truly_ppo", Truly())
@@ -194,7 +194,7 @@ def spo() -> ObjectiveConfig:
     """−(r A − |A| (r − 1)² / (2 ε)), ε 0.2.
 
     Use: to keep every ratio inside 1 ± ε, also with deep networks and many epochs.
-    Known: its paper reports ratios held where clip loses them, returns at or above clip's.
+    Known: its authors report ratios that stay bounded where clip's do not; not repeated here beyond the runs below.
     Source: Xie 2024, arXiv:2401.16025
     """
     return _plain("spo", SPO())
@@ -204,7 +204,7 @@ def klip() -> ObjectiveConfig:
     """−r A, + sg(r A) log r where clip would kill the gradient.
 
     Use: as the bridge between the two families: its gradient is clip's.
-    Known: the same updates as clip up to rounding, so the same returns.
+    Known: the gradient is clip's (a test), so returns differ by rounding alone, which chaos amplifies.
     Source: Colletti & Holzinger 2026, arXiv:2606.23932
     """
     return _plain("klip", KLip())
@@ -214,7 +214,7 @@ def soft_clip() -> ObjectiveConfig:
     """As klip, but the gradient fades out over a ramp of 0.05 beyond the band.
 
     Use: to see whether clip's edge matters.
-    Known: between none and clip by construction; close to clip in its paper.
+    Known: its gradient lies between those of none and clip by construction; small ramps are clip.
     Source: Colletti & Holzinger 2026, arXiv:2606.23932
     """
     return _plain("soft_clip", SoftClip())
@@ -224,7 +224,7 @@ def drift() -> ObjectiveConfig:
     """−r A + relu(x − α tanh(x/α)), x = (r−1)A, α 2 (A ≥ 0); x = log(r) A, α 0.6 (A < 0).
 
     Use: the closed form of a drift function found by meta-learning (DPO).
-    Known: its paper finds it at or above PPO on Brax; not tuned for small batches.
+    Known: found by meta-learning on Brax; constants fit large batches; not repeated here beyond the runs below.
     Source: Lu 2022, arXiv:2210.05639
     """
     return _plain("drift", Drift())
