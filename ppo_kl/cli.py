@@ -103,7 +103,8 @@ def _chooser() -> argparse.ArgumentParser:
 def _import_plugins(modules: list[str]) -> None:
     """Import the modules that the command line names, from the working folder too, as `python -m` would.
 
-    Only the command line can name them; a configuration or a checkpoint never leads to an import.
+    Only the command line can name a module; the most that a configuration or a checkpoint can name is an entry point
+    that an installed package has declared.
     """
     if modules and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -18,7 +18,7 @@ import yaml
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.checked import Settings, nearest, types_of
-from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
+from ppo_kl.config.objective import KINDS, Fixed, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.errors import ConfigError
 
@@ -78,6 +78,8 @@ def load_config(
     if kinds:
         merged = _merge(merged, _kinds_layer(merged, kinds))
     loaded: TrainConfig = _decode(merged, TrainConfig, "")
+    if kinds:
+        _require_weight(loaded.objective, kinds)
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
     overridden: TrainConfig = _override(loaded, overrides or {})
@@ -147,6 +149,17 @@ def _kinds_layer(config: Located, kinds: Mapping[str, str]) -> Located:
         where = f"--objective.{part}.kind {kind}"
         parts[part] = Located({"kind": Located(kind, where)}, where)
     return Located({"objective": Located(parts, "--objective")}, "--objective")
+
+
+def _require_weight(objective: ObjectiveConfig, kinds: Mapping[str, str]) -> None:
+    """Refuse a penalty put into an objective whose λ is 0 for good: nothing of it would be left in the loss."""
+    controller = objective.controller
+    idle = isinstance(controller, Fixed) and controller.kl_lambda == 0
+    if idle and kinds.get("penalty", "none") != "none":
+        raise ConfigError(
+            f"--objective.penalty.kind {kinds['penalty']}: λ is 0 in {objective.name!r}, so that the penalty would do "
+            "nothing; say how λ moves as well, as --objective.controller.kind adaptive"
+        )
 
 
 def _env_layer(env: str) -> Located:

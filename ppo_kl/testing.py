@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Independent, Normal
 
 from ppo_kl.config.objective import Adapting, Fixed, NoPenalty, ObjectiveConfig
 from ppo_kl.config.presets import preset
+from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.objectives.objective import Objective
 
 Make = Callable[[], Objective]
@@ -197,17 +199,39 @@ def lambda_stays_finite_and_within_its_bounds(make: Make) -> None:
     controller = objective.config.controller
     low, high = (controller.min, controller.max) if isinstance(controller, Adapting) else (0.0, torch.inf)
     rounding = 1 + 1e-6
+
+    def require_sound(after: str) -> None:
+        value = objective.kl_lambda.item()
+        _require(low / rounding <= value <= high * rounding, f"λ = {value} after {after}, allowed {low} to {high}")
+        _require(value < torch.inf, f"λ = {value} after {after}")
+
     for kl in (*([0.0] * 300), *([1e9] * 300), *_KLS):
         objective.adapt_(torch.tensor(kl))
-        value = objective.kl_lambda.item()
-        _require(low / rounding <= value <= high * rounding, f"λ = {value} after a KL of {kl}, allowed {low} to {high}")
-        _require(value < torch.inf, f"λ = {value} after a KL of {kl}")
-    for _ in range(300):
-        objective.adapt_(torch.tensor(0.0))
-    lowest = objective.kl_lambda.item()
-    objective.adapt_(torch.tensor(1e9))
-    if isinstance(controller, Adapting) and controller.min < controller.max:
-        _require(objective.kl_lambda.item() > lowest, f"λ = {lowest} does not rise on a KL of 1e9")
+        require_sound(f"a KL of {kl}")
+    for progress in (0.0, 0.25, 0.5, 0.99, 1.0):
+        objective.schedule_(progress)
+        require_sound(f"progress {progress}")
+    if isinstance(controller, Adapting) and controller.min < controller.max and objective.follows_kl:
+        for _ in range(300):
+            objective.adapt_(torch.tensor(0.0))
+        lowest = objective.kl_lambda.item()
+        for _ in range(100):
+            objective.adapt_(torch.tensor(1e9))
+        _require(objective.kl_lambda.item() > lowest, f"λ = {lowest} does not rise in 100 rollouts with a KL of 1e9")
+
+
+def progress_given_to_adapt_is_the_next_rollouts(make: Make) -> None:
+    """`adapt_(kl, progress=p)` is `adapt_(kl)` and then `schedule_(p)`, and schedules begin anew at progress 0."""
+    together, apart, fresh = make(), make(), make()
+    together.adapt_(torch.tensor(0.02), progress=0.5)
+    apart.adapt_(torch.tensor(0.02))
+    apart.schedule_(0.5)
+    for name, value in apart.state_dict().items():
+        now = together.state_dict()[name]
+        _require(torch.equal(now, value), f"adapt_(kl, progress=0.5) leaves {name} at {now}, schedule_(0.5) at {value}")
+    if not fresh.follows_kl:
+        together.schedule_(0.0)
+        _require_close(together.kl_lambda, fresh.kl_lambda, "λ back at progress 0 against λ at the start")
 
 
 def lambda_is_never_lost(make: Make) -> None:
@@ -235,7 +259,37 @@ def a_penalty_that_is_off_leaves_an_infinite_kl_out(make: Make) -> None:
     samples = _samples(0)
     samples["kl"] = torch.full((ROWS,), torch.inf)
     loss = make()(**samples).loss
-    _require(bool(loss.isfinite()), f"loss {loss.item()} with λ = 0 and an infinite KL")
+    _require(
+        bool(loss.isfinite()),
+        f"loss {loss.item()} with λ = 0 and an infinite KL; a surrogate that reads kl says so in its settings: "
+        "trusts_forward_kl = True",
+    )
+
+
+# --- the divergence ---------------------------------------------------------------------------------------------------
+
+
+def the_divergence_is_the_exact_kl_in_the_direction_it_names(make: Make) -> None:
+    """`divergence` is `policy_kl` in `objective.direction`, per sample, summed over action dimensions."""
+    objective, generator = make(), torch.Generator().manual_seed(2)
+    old, new = (torch.randn(ROWS, 3, generator=generator) for _ in range(2))
+    for build in (lambda x: Categorical(logits=x), lambda x: Independent(Normal(x, torch.ones_like(x)), 1)):
+        pi_old, pi = build(old), build(new)
+        expected = policy_kl(pi_old, pi, objective.direction)
+        _require_close(objective.divergence(pi_old, pi), expected, f"divergence against the {objective.direction} KL")
+
+
+def a_penalty_costs_more_the_further_the_policy_went(make: Make) -> None:
+    """Where there is one: 0 at π_old, positive away from it; a negative penalty would reward divergence."""
+    objective = make()
+    still, near, far = (_samples(0) for _ in range(3))
+    for samples, size in ((still, 0.0), (near, 0.1), (far, 1.0)):
+        log_ratio = size * torch.linspace(-1, 1, ROWS)
+        samples["logp"], samples["kl"] = samples["logp_old"] + log_ratio, 0.5 * log_ratio.square()
+    costs = [objective(**samples).penalty.item() for samples in (still, near, far)]
+    _require_close(torch.tensor(costs[0]), torch.tensor(0.0), "penalty at the old policy")
+    if not isinstance(objective.config.penalty, NoPenalty) and objective.kl_lambda > 0:
+        _require(0 < costs[1] < costs[2], f"penalty {costs[1]} near π_old and {costs[2]} far from it; it must rise")
 
 
 # --- the device -------------------------------------------------------------------------------------------------------
@@ -264,10 +318,13 @@ CLAUSES: tuple[Callable[[Make], None], ...] = (
     shapes_that_are_not_one_row_per_sample_are_refused,
     forward_changes_nothing,
     adapt_moves_lambda_in_place,
+    progress_given_to_adapt_is_the_next_rollouts,
     a_kl_that_is_none_leaves_lambda,
     lambda_stays_finite_and_within_its_bounds,
     lambda_is_never_lost,
     a_penalty_that_is_off_leaves_an_infinite_kl_out,
+    the_divergence_is_the_exact_kl_in_the_direction_it_names,
+    a_penalty_costs_more_the_further_the_policy_went,
     nothing_is_read_from_the_device,
 )
 """The contract, clause by clause."""
@@ -301,7 +358,9 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _require_close(found: Tensor, expected: Tensor, what: str) -> None:
+    found, expected = found.detach().double(), expected.detach().double()
+    worst = (found - expected).abs().nan_to_num(nan=torch.inf).argmax()
     _require(
-        torch.allclose(found.double(), expected.double(), rtol=1e-5, atol=1e-6),
-        f"{what}: {found.detach().flatten()[:4].tolist()}, expected {expected.detach().flatten()[:4].tolist()}",
+        torch.allclose(found, expected, rtol=1e-5, atol=1e-6),
+        f"{what}: {found.flatten()[worst].item()}, expected {expected.flatten()[worst].item()} (row {worst.item()})",
     )

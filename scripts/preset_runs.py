@@ -69,9 +69,10 @@ def main() -> None:
     """Run what is asked for, and merge it into what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PRESETS), help="names, separated by commas")
+    parser.add_argument("--envs", default=",".join(ENVS), help="names, separated by commas")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     chosen = parser.parse_args()
-    jobs = [(name, env, seed) for name in chosen.only.split(",") for env in ENVS for seed in SEEDS]
+    jobs = [(name, env, seed) for name in chosen.only.split(",") for env in chosen.envs.split(",") for seed in SEEDS]
     results = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     with ProcessPoolExecutor(chosen.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for (name, env, seed), result in zip(jobs, pool.map(run, jobs), strict=True):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ObjectiveConfig, Ratio
+from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ForwardKL, ObjectiveConfig, Ratio
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
@@ -185,3 +185,12 @@ def test_a_part_of_another_kind_comes_with_its_defaults_and_shows_in_the_name():
 def test_an_unknown_kind_is_refused_where_it_was_given():
     with pytest.raises(ConfigError, match=r"--objective\.penalty\.kind k4: objective\.penalty\.kind: 'k4' is unknown"):
         load_config(kinds={"penalty": "k4"})
+
+
+@pytest.mark.parametrize("preset", ["clip", "tr_ppo", "none"])
+def test_a_penalty_that_lambda_would_never_weigh_is_refused(preset):
+    with pytest.raises(ConfigError, match="would do nothing; say how λ moves"):
+        load_config(objective=preset, kinds={"penalty": "forward_kl"})
+    objective = load_config(objective=preset, kinds={"penalty": "forward_kl", "controller": "adaptive"}).objective
+    assert (objective.penalty, objective.controller) == (ForwardKL(), Adaptive())
+    assert objective.name == f"{preset}-forward_kl-adaptive"

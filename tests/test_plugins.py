@@ -125,6 +125,18 @@ def test_an_installed_package_adds_its_objectives_by_entry_point(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
 
 
+def test_an_entry_point_may_be_a_function_and_only_the_one_that_is_named_is_loaded(tmp_path):
+    register = PLUGIN.replace('register_surrogate("mine"', 'def register():\n    register_surrogate("mine"')
+    installed(tmp_path, "their_package", register, "mine = their_package:register")
+    installed(tmp_path, "other_package", "open('loaded', 'w').close()", "other = other_package")
+    done = ppo_kl(tmp_path, "train", "--objective", "mine", *SMALL, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = "runs/CartPole-v1/mine/seed0"
+    assert ppo_kl(tmp_path, "evaluate", run, "--episodes", "1", path=tmp_path).returncode == 0
+    assert ppo_kl(tmp_path, "train", "--objective", "unknown", path=tmp_path).returncode == 2
+    assert not (tmp_path / "loaded").exists()
+
+
 def test_a_package_whose_entry_point_is_broken_is_named_but_only_when_it_is_needed(tmp_path):
     installed(tmp_path, "their_package", "raise RuntimeError('of theirs')", "mine = their_package")
     asked = ppo_kl(tmp_path, "train", "--objective", "mine", path=tmp_path)

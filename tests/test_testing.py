@@ -20,6 +20,8 @@ from ppo_kl.config.objective import (
 )
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.objectives import Objective
+from ppo_kl.objectives.controllers import CONTROLLERS
+from ppo_kl.objectives.penalties import PENALTIES
 from ppo_kl.testing import CLAUSES, check_objective
 
 SHIPPED = {family: dict(kinds) for family, kinds in KINDS.items()}
@@ -108,11 +110,18 @@ class Broken(Objective):
     def adapt_(self, kl, *, progress=None):
         if self.fault == "new tensor":
             self.kl_lambda = self.kl_lambda.clone()
+        if self.fault == "drops progress":
+            progress = None
         if self.fault == "NaN moves":
             kl = torch.nan_to_num(torch.as_tensor(kl), nan=1.0)
         if self.fault == "no bounds":
             self._bounds = None
         super().adapt_(kl, progress=progress)
+
+    def divergence(self, pi_old, pi):
+        if self.fault == "averages over dimensions":
+            return super().divergence(pi_old, pi) / 3
+        return super().divergence(pi, pi_old) if self.fault == "other direction" else super().divergence(pi_old, pi)
 
     def state_dict(self, *args, **kwargs):
         state = super().state_dict(*args, **kwargs)
@@ -136,6 +145,9 @@ FAULTS = {
     "unclamped": "extreme ratios",
     "new tensor": "in place",
     "NaN moves": "a kl that is none",
+    "drops progress": "progress given to adapt",
+    "averages over dimensions": "exact kl in the direction",
+    "other direction": "exact kl in the direction",
     "no bounds": "within its bounds",
     "forgets": "never lost",
 }
@@ -145,6 +157,41 @@ FAULTS = {
 def test_a_broken_objective_is_caught_by_the_clause_for_it(fault, clause):
     with pytest.raises(AssertionError, match=clause):
         check_objective(lambda: Broken(fault))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "clause"),
+    [
+        (lambda kl, log_ratio: -kl, "costs more"),
+        (lambda kl, log_ratio: 0 * kl, "costs more"),
+        (lambda kl, log_ratio: kl + 1, "penalty at the old policy"),
+    ],
+)
+def test_a_penalty_that_does_not_pull_back_is_caught(penalty, clause, monkeypatch):
+    monkeypatch.setitem(PENALTIES, "forward_kl", penalty)
+    with pytest.raises(AssertionError, match=clause):
+        check_objective("kl_adaptive")
+
+
+@pytest.mark.parametrize(
+    "rule", [lambda initial, progress: initial - 1e6 * progress, lambda initial, progress: initial / (0.5 - progress)]
+)
+def test_a_schedule_that_leaves_the_numbers_is_caught(rule, monkeypatch):
+    monkeypatch.setitem(
+        CONTROLLERS, "schedule", lambda initial, progress, shape, kl_lambda_final: rule(initial, progress)
+    )
+    with pytest.raises(AssertionError, match=r"within its bounds: λ = .* after progress"):
+        check_objective("mdpo")
+
+
+def test_a_slow_controller_is_no_broken_one(monkeypatch):
+    def slow(kl_lambda, kl, kl_target, memory, **gains):
+        mean = torch.stack([0.9 * memory[0] + 0.1 * kl.clamp(max=1.0), memory[1]])
+        return kl_lambda * torch.where(mean[0] > kl_target, 1.1, 0.9), mean
+
+    monkeypatch.setitem(CONTROLLERS, "pi", slow)
+    monkeypatch.setattr("ppo_kl.objectives.objective.handed_on", lambda part: [])
+    check_objective(ObjectiveConfig("slow", Ratio(), ForwardKL(), SHIPPED[Controller]["pi"]()))
 
 
 def test_the_broken_one_without_a_fault_passes():
@@ -173,4 +220,4 @@ def test_every_clause_is_in_the_contract():
         and list(getattr(f, "__annotations__", {})) == ["make", "return"]
     }
     assert clauses == set(CLAUSES)
-    assert len(CLAUSES) == 15
+    assert len(CLAUSES) == 18

@@ -49,6 +49,14 @@ class Settings:
                 object.__setattr__(self, field.name, checked)
 
 
+def require_default(config: Settings, names: Iterable[str], reason: str) -> None:
+    """Refuse a setting that would be ignored as things stand, unless it was left alone."""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise ConfigError(f"{field.name}={value!r}: would be ignored: {reason}", field.name)
+
+
 def types_of(cls: type) -> dict[str, Any]:
     """The resolved type of each field of a settings class."""
     return typing.get_type_hints(cls)

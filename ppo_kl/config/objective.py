@@ -25,6 +25,7 @@ from ppo_kl.config.penalty import K2, K3, PENALTY_KINDS, ForwardKL, Hinged, NoPe
 from ppo_kl.config.surrogate import (
     SPO,
     SURROGATE_KINDS,
+    Band,
     Clip,
     Drift,
     DualClip,
@@ -47,6 +48,7 @@ __all__ = [
     "SPO",
     "Adapting",
     "Adaptive",
+    "Band",
     "Banded",
     "Clip",
     "Controller",

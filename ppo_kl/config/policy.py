@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.checked import Settings, require_default, setting
 from ppo_kl.errors import ConfigError
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
@@ -44,6 +44,9 @@ class PolicyConfig(Settings):
                 "use mean 'linear', or distribution 'gaussian' or 'full_gaussian'",
                 "mean",
             )
+        if self.distribution == "beta":
+            names = ("scale", "scale_depends_on_state", "log_std_init", "log_std_min", "log_std_max")
+            require_default(self, names, "distribution 'beta' has no standard deviation of its own")
         if not self.log_std_min <= self.log_std_init <= self.log_std_max:
             raise ConfigError(
                 f"log_std_init={self.log_std_init!r}: allowed: log_std_min <= log_std_init <= log_std_max "

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.checked import Settings, require_default, setting
+from ppo_kl.errors import ConfigError
+
+LR_MIN, LR_MAX = 1e-5, 1e-2
+"""Between these `lr_schedule: kl_adaptive` moves the actor's learning rate."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class KLStop(Settings):
     """The update stops above multiplier · threshold."""
     stops: Literal["all", "actor"] = "all"
     """What stands still for the rest of the update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope == "off":
+            require_default(self, ("estimator", "threshold", "multiplier", "stops"), "scope is off; choose one")
 
 
 KL_STOPS: dict[str, KLStop] = {
@@ -77,3 +86,11 @@ class TrainingConfig(Settings):
     max_skipped_steps: int = setting(100, at_least=1)
     """Stop when this many gradient steps in a row were skipped as non-finite."""
     kl_stop: KLStop = field(default_factory=KLStop)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_schedule != "kl_adaptive":
+            names = ("lr_kl_target", "lr_kl_cadence")
+            require_default(self, names, f"belongs to lr_schedule 'kl_adaptive', not to {self.lr_schedule!r}")
+        elif not LR_MIN <= self.lr <= LR_MAX:
+            raise ConfigError(f"lr={self.lr!r}: lr_schedule 'kl_adaptive' keeps it from {LR_MIN:g} to {LR_MAX:g}", "lr")

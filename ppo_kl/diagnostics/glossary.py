@@ -49,6 +49,9 @@ GLOSSARY: dict[str, Metric] = {
     "loss/total": Metric("1", "update", "mean", "what the gradient is taken of"),
     "policy/entropy": Metric("nats", "new", "mean", "entropy of π_θ"),
     "policy/scale_mean": Metric("1", "new", "mean", "standard deviation, mean over dimensions (Gaussian policies)"),
+    "policy/std_at_bound": Metric(
+        "share", "new", "mean", "standard deviations that stand at log_std_min or log_std_max (Gaussian policies)"
+    ),
     "value/explained_variance": Metric("1", "old", "variance", "1 − Var(ret − value) / Var(ret)"),
     "optim/lr": Metric("1", "–", "constant", "learning rate of the actor"),
     "optim/grad_norm": Metric("1", "update", "mean", "norm of the whole gradient before clipping"),

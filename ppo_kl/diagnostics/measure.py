@@ -78,8 +78,14 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
             "kl/mean_part": mean(parts[0]),
             "kl/scale_part": mean(parts[1]),
             "policy/scale_mean": mean(gaussian.scale.mean(-1)),
+            "policy/std_at_bound": mean(_at_bound(gaussian.scale.log(), *policy.log_std_bounds).mean(-1)),
         }
     return metrics
+
+
+def _at_bound(log_std: Tensor, low: float, high: float) -> Tensor:
+    """1 where the scale stands at a bound, up to rounding, else 0."""
+    return ((log_std < low + 1e-4) | (log_std > high - 1e-4)).to(log_std.dtype)
 
 
 def explained_variance(value: Tensor, ret: Tensor, valid: Tensor) -> Tensor:

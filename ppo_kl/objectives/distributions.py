@@ -50,7 +50,7 @@ class StableCategorical(Expandable, Categorical):
         validate_args: as in torch.
     """
 
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(self, *, logits: Tensor, validate_args: bool | None = None) -> None:
         # torch takes logsumexp off, which rounds with the size of the logits; log_softmax takes off the maximum first.
         super().__init__(logits=torch.log_softmax(at_least_float32(logits), -1), validate_args=validate_args)
 
@@ -91,9 +91,9 @@ class StableOneHotCategorical(Expandable, OneHotCategorical):
         validate_args: as in torch.
     """
 
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(self, *, logits: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(logits=at_least_float32(logits), validate_args=validate_args)
-        self._categorical = StableCategorical(logits, validate_args=self._validate_args)
+        self._categorical = StableCategorical(logits=logits, validate_args=self._validate_args)
 
 
 @register_kl(StableOneHotCategorical, StableOneHotCategorical)  # type: ignore[no-untyped-call, untyped-decorator]
@@ -112,7 +112,7 @@ class StableBernoulli(Expandable, Bernoulli):
         validate_args: as in torch.
     """
 
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(self, *, logits: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(logits=at_least_float32(logits), validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, TransformedDistribution, kl_divergence
 
+from ppo_kl.objectives.distributions import Joint
 from ppo_kl.objectives.gaussians import TanhNormal, normal_kl_parts
 from ppo_kl.objectives.stabilise import stabilise
 
@@ -36,10 +37,12 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
             f"policy_kl: batch shapes {tuple(pi_old.batch_shape)} (old) and {tuple(pi.batch_shape)} (new) must both be "
             "(B,); wrap a distribution over several action dimensions in torch.distributions.Independent(pi, 1)"
         )
-    pi_old, pi = stabilise(pi_old), stabilise(pi)
+    pi_old, pi = stabilise(pi_old, subclasses=True), stabilise(pi, subclasses=True)
     sizes = [(tuple(d.event_shape), _param_shape(d)) for d in (pi_old, pi)]
     if type(pi_old) is type(pi) and sizes[0] != sizes[1]:
         raise ValueError(f"policy_kl: event and parameter shapes {sizes[0]} (old) and {sizes[1]} (new) must be equal")
+    for dist in (pi_old, pi):
+        _require_bijection(dist)
     p, q = (pi_old, pi) if direction == "forward" else (pi, pi_old)
     try:
         return kl_divergence(p, q)
@@ -48,10 +51,21 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
         raise NotImplementedError(f"policy_kl: there is no exact KL for {p!r} and {q!r}{reason}") from None
 
 
-def _param_shape(dist: Distribution) -> tuple[int, ...]:
-    """How many actions a Categorical has, which no event shape tells; of the innermost distribution."""
+def _require_bijection(dist: Distribution) -> None:
+    """Refuse a transform that is none: torch takes the KL of the base, which only a bijection leaves as it is."""
+    if type(dist) is TransformedDistribution and not all(transform.bijective for transform in dist.transforms):
+        raise NotImplementedError(
+            f"policy_kl: there is no exact KL after {dist.transforms}, of which not all are bijections; the KL of the "
+            "base is another one"
+        )
+
+
+def _param_shape(dist: Distribution) -> tuple[Any, ...]:
+    """How many actions a Categorical has, which no event shape tells; of the innermost distributions."""
     if isinstance(dist, Independent):
         return _param_shape(dist.base_dist)
+    if isinstance(dist, Joint):
+        return tuple(_param_shape(part) for part in dist.parts)
     return tuple(getattr(dist, "param_shape", ()))
 
 

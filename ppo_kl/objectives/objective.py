@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppo_kl.config.objective import Adapting, Controller, Fixed, NoPenalty, ObjectiveConfig, Part, Penalty, Surrogate
+from ppo_kl.config.objective import Adapting, Band, Controller, Fixed, NoPenalty, ObjectiveConfig, Part, Penalty
 from ppo_kl.config.presets import preset
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
@@ -40,6 +40,11 @@ class ObjectiveOutput(NamedTuple):
     """`[]` differentiable part, λ included."""
     metrics: dict[str, Tensor]
     """Detached `[]` means over valid rows, the same keys in every call."""
+
+
+def _of_one_process(mean: Tensor) -> Tensor:
+    """The mean over processes where there is but one."""
+    return mean
 
 
 class Objective(nn.Module):
@@ -72,26 +77,27 @@ class Objective(nn.Module):
         config: ObjectiveConfig,
         *,
         num_action_dims: int | None = None,
-        all_mean: Callable[[Tensor], Tensor] = lambda x: x,
+        all_mean: Callable[[Tensor], Tensor] = _of_one_process,
     ) -> None:
         super().__init__()
         self.config = config
         surrogate, penalty, controller = config.surrogate, config.penalty, config.controller
-        self._surrogate, self._surrogate_settings = SURROGATES[surrogate.kind], _settings(Surrogate, surrogate)
-        self._rule, self._rule_settings = CONTROLLERS[controller.kind], _settings(Controller, controller)
-        self._asked = inspect.signature(self._rule).parameters.keys()
+        self._surrogate, self._surrogate_settings = SURROGATES[surrogate.kind], _settings(surrogate)
+        self._rule, self._rule_settings = CONTROLLERS[controller.kind], _settings(controller)
+        self._asked = frozenset(inspect.signature(self._rule).parameters)
         self.direction: Direction = penalty.direction
         self._target_at_start = _target(controller, num_action_dims)
         self._bounds = (controller.min, controller.max) if isinstance(controller, Adapting) else None
         # A λ that is 0 for good leaves the term out: 0 · inf would be NaN.
         idle = isinstance(penalty, NoPenalty) or (isinstance(controller, Fixed) and controller.kl_lambda == 0)
-        self._penalty = None if idle else partial(PENALTIES[penalty.kind], **_settings(Penalty, penalty))
+        self._penalty = None if idle else partial(PENALTIES[penalty.kind], **_settings(penalty))
         self._hinge = float(getattr(penalty, "hinge", 0.0))
         self._all_mean = all_mean
         self.register_buffer("kl_lambda", torch.tensor(float(getattr(controller, "kl_lambda", 0.0))))
         self.register_buffer("progress", torch.tensor(0.0))
         self.register_buffer("memory", torch.zeros(controller.memory))
         self.register_buffer("nonfinite", torch.tensor(0))
+        self.schedule_(0.0)
 
     @classmethod
     def from_preset(cls, name: str, *, num_action_dims: int | None = None, **settings: Any) -> Objective:
@@ -148,10 +154,10 @@ class Objective(nn.Module):
         log_ratio = (logp - logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio = log_ratio.exp()
         settings = self._surrogate_now()
-        surrogate = valid_mean(self._surrogate(ratio, adv, kl, **settings), valid)
+        surrogate = valid_mean(self._surrogate(ratio=ratio, adv=adv, kl=kl, **settings), valid)
         penalty = torch.zeros_like(surrogate)
         if self._penalty is not None:
-            penalty = self.kl_lambda * valid_mean(self._penalty(kl, log_ratio), valid)
+            penalty = self.kl_lambda * valid_mean(self._penalty(kl=kl, log_ratio=log_ratio), valid)
         if self._hinge > 0 and self.kl_target is not None:
             mean_kl = valid_mean(kl, valid)
             # The value is that of all processes, the gradient this one's, which the trainer then averages.
@@ -188,10 +194,8 @@ class Objective(nn.Module):
         if kl.dim() != 0:
             raise ValueError(f"adapt_: kl has shape {tuple(kl.shape)}; give its mean over the rollout, shape ()")
         self.nonfinite += ~kl.isfinite()
-        if "kl" in self._asked:
+        if self.follows_kl:
             moved, memory = self._ruled(kl.clamp(min=0))
-            if self._bounds is not None:
-                moved = moved.clamp(*self._bounds)
             for buffer, new in ((self.kl_lambda, moved), (self.memory, memory)):
                 buffer.copy_(torch.where(kl.isnan(), buffer, new))
         if progress is not None:
@@ -205,11 +209,11 @@ class Objective(nn.Module):
             progress: share of training that is done, in [0, 1].
         """
         self.progress.copy_(torch.as_tensor(progress))
-        if "kl" not in self._asked:
+        if not self.follows_kl:
             self.kl_lambda.copy_(self._ruled(None)[0])
 
     def _ruled(self, kl: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the controller's rule answers: λ and its memory."""
+        """What the controller's rule answers, λ within its bounds, and its memory."""
         known = {
             "kl_lambda": self.kl_lambda,
             "kl": kl,
@@ -219,12 +223,15 @@ class Objective(nn.Module):
             "memory": self.memory,
         }
         answer = self._rule(**{name: known[name] for name in known.keys() & self._asked}, **self._rule_settings)
-        return answer if isinstance(answer, tuple) else (answer, self.memory)
+        moved, memory = answer if isinstance(answer, tuple) else (answer, self.memory)
+        if self._bounds is not None:
+            moved = moved.clamp(*self._bounds)
+        return moved, memory
 
     def _surrogate_now(self) -> dict[str, Any]:
         """The surrogate's settings, its band as narrow as the schedule has made it."""
         settings = dict(self._surrogate_settings)
-        if getattr(self.config.surrogate, "clip_eps_schedule", "constant") == "linear":
+        if isinstance(self.config.surrogate, Band) and self.config.surrogate.clip_eps_schedule == "linear":
             left = (1 - self.progress).clamp(min=NARROWEST_BAND)
             for name in ("clip_eps", "clip_eps_high"):
                 settings[name] = None if settings[name] is None else settings[name] * left
@@ -238,6 +245,11 @@ class Objective(nn.Module):
             "penalty/saturated": at_bound.to(self.kl_lambda.dtype),
             "penalty/nonfinite": self.nonfinite.to(self.kl_lambda.dtype),
         }
+
+    @property
+    def follows_kl(self) -> bool:
+        """Whether λ answers the KL; a fixed or scheduled one does not."""
+        return "kl" in self._asked
 
     @property
     def kl_target(self) -> float | Tensor | None:
@@ -256,22 +268,38 @@ class Objective(nn.Module):
         low, high = controller.dead_zone
         return low * target, high * target
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves with its parent to another device, but stays in float32: in bfloat16 λ could not move by 0.3 %."""
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
     def extra_repr(self) -> str:
         """The three parts, for `print(objective)`."""
         return f"{self.config.surrogate}, {self.config.penalty}, {self.config.controller}"
 
 
 KEPT: dict[type[Part], frozenset[str]] = {
-    Surrogate: frozenset({"clip_eps_schedule"}),
+    Band: frozenset({"clip_eps_schedule"}),
     Penalty: frozenset({"hinge"}),
-    Controller: frozenset(f.name for f in dataclasses.fields(Adapting)),
+    Controller: frozenset({"kl_lambda"}),
+    Adapting: frozenset(f.name for f in dataclasses.fields(Adapting)),
 }
-"""Settings by family that the objective itself looks after and does not hand on to the part's function."""
+"""Settings that the objective itself looks after, in parts of that class, and does not hand on to their function."""
 
 
-def _settings(family: type[Part], part: Part) -> dict[str, Any]:
-    """What the part's function is called with beside its tensors."""
-    return {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name not in KEPT[family]}
+def handed_on(part: type[Part]) -> list[str]:
+    """Names of the settings that the part's function is called with beside its tensors."""
+    kept = {name for cls, names in KEPT.items() if issubclass(part, cls) for name in names}
+    return [f.name for f in dataclasses.fields(part) if f.name not in kept]
+
+
+def _settings(part: Part) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in handed_on(type(part))}
 
 
 def _target(controller: Controller, num_action_dims: int | None) -> float | None:

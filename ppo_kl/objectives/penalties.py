@@ -70,7 +70,7 @@ def hinge(mean_kl: Tensor, kl_target: float | Tensor, weight: float) -> Tensor:
     return weight * (mean_kl - 2 * kl_target).clamp(min=0).square()
 
 
-PENALTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+PENALTIES: dict[str, Callable[..., Tensor]] = {
     "forward_kl": exact,
     "reverse_kl": exact,
     "k2": sampled_k2,

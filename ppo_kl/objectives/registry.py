@@ -41,7 +41,7 @@ from ppo_kl.config.objective import (
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS, Rule
-from ppo_kl.objectives.objective import KEPT
+from ppo_kl.objectives.objective import handed_on
 from ppo_kl.objectives.penalties import PENALTIES
 from ppo_kl.objectives.surrogates import SURROGATES
 
@@ -54,14 +54,23 @@ def register_surrogate(kind: str, function: Callable[..., Tensor], config: type[
 
     Args:
         kind: its name in a config, and of the preset (no penalty) that is added with it.
-        function: pure, differentiable in `ratio` and `kl`.
+        function: pure, differentiable in `ratio` and `kl`; one that reads `kl` says so in its settings with
+            `trusts_forward_kl: ClassVar[bool] = True`, so that it never meets the reverse one.
         config: its settings, a frozen dataclass; none: it has no settings.
 
     Raises:
         ConfigError: the name is taken, or function and settings do not fit each other.
     """
-    made = _register(Surrogate, kind, function, config, {"ratio", "adv", "kl"}, SURROGATES)
-    _offer(kind, lambda: ObjectiveConfig(kind, made(), NoPenalty(), Fixed(0.0)))
+    tensors = {"ratio", "adv", "kl"}
+    _register(
+        Surrogate,
+        kind,
+        function,
+        config,
+        tensors,
+        SURROGATES,
+        lambda part: ObjectiveConfig(kind, part(), NoPenalty(), Fixed(0.0)),
+    )
 
 
 def register_penalty(kind: str, function: Callable[..., Tensor], config: type[Penalty] | None = None) -> None:
@@ -75,8 +84,16 @@ def register_penalty(kind: str, function: Callable[..., Tensor], config: type[Pe
     Raises:
         ConfigError: the name is taken, or function and settings do not fit each other.
     """
-    made = _register(Penalty, kind, function, config, {"kl", "log_ratio"}, PENALTIES)
-    _offer(kind, lambda: ObjectiveConfig(kind, Ratio(), made(), Adaptive()))
+    tensors = {"kl", "log_ratio"}
+    _register(
+        Penalty,
+        kind,
+        function,
+        config,
+        tensors,
+        PENALTIES,
+        lambda part: ObjectiveConfig(kind, Ratio(), part(), Adaptive()),
+    )
 
 
 def register_controller(kind: str, function: Rule, config: type[Controller] | None = None) -> None:
@@ -100,8 +117,21 @@ def register_controller(kind: str, function: Rule, config: type[Controller] | No
             f"controller {kind!r}: memory={settings.memory!r} in {settings.__name__}, but {function!r} "
             f"{'asks' if 'memory' in asked else 'does not ask'} for it; say there how many numbers the rule keeps"
         )
-    made = _register(Controller, kind, function, settings, asked, CONTROLLERS)
-    _offer(kind, lambda: ObjectiveConfig(kind, Ratio(), ForwardKL(), made()))
+    unknown = {"memory"} if "kl" not in asked else set() if issubclass(settings, Adapting) else {"kl_target"}
+    if asked & unknown:
+        raise ConfigError(
+            f"controller {kind!r}: {function!r} asks for {sorted(asked & unknown)}, which is not there: a target comes "
+            "with settings that inherit from Adapting, and only a rule that asks for kl remembers"
+        )
+    _register(
+        Controller,
+        kind,
+        function,
+        settings,
+        asked,
+        CONTROLLERS,
+        lambda part: ObjectiveConfig(kind, Ratio(), ForwardKL(), part()),
+    )
 
 
 def register_preset(config: ObjectiveConfig) -> None:
@@ -122,8 +152,9 @@ def _register(
     config: type[Part] | None,
     tensors: set[str] | frozenset[str],
     functions: dict[str, Any],
-) -> type[Any]:
-    """Put function and settings into the tables of their family; the settings class, `kind` set."""
+    as_preset: Callable[[type[Any]], ObjectiveConfig],
+) -> None:
+    """Put function and settings into the tables of their family, and a preset of that name beside them."""
     label = f"{family.__name__.lower()} {kind!r}"
     base = family if config is None else config
     if not (dataclasses.is_dataclass(base) and issubclass(base, family)):
@@ -133,7 +164,7 @@ def _register(
     without = [f.name for f in dataclasses.fields(base) if f.default is f.default_factory is dataclasses.MISSING]
     if without:
         raise ConfigError(f"{label}: {without} in {base.__name__} must have defaults")
-    settings = {f.name for f in dataclasses.fields(base)} - KEPT[family]
+    settings = set(handed_on(base))
     asked = {p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD}
     if asked - tensors != settings or not tensors <= asked:
         raise ConfigError(
@@ -146,12 +177,7 @@ def _register(
         if vars(base).get("kind") == kind
         else type(base.__name__, (base,), {"kind": kind, "__doc__": base.__doc__})
     )
-    KINDS[family][kind] = named
-    functions[kind] = function
-    return named
-
-
-def _offer(kind: str, make: Callable[[], ObjectiveConfig]) -> None:
-    """A preset of that name, unless there is one."""
-    if kind not in PRESETS:
-        PRESETS[kind] = make()
+    offered = as_preset(named)
+    if kind in PRESETS and kind not in KINDS[family]:
+        raise ConfigError(f"{label}: there is a preset of that name, {PRESETS[kind]}; choose another")
+    KINDS[family][kind], functions[kind], PRESETS[kind] = named, function, offered

@@ -60,6 +60,7 @@ class ActorCritic(nn.Module):
     def __init__(self, num_inputs: int, family: Family, config: PolicyConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.actor = Actor(num_inputs, family, config, generator)
+        self.log_std_bounds = config.log_std_min, config.log_std_max
         self.critic = mlp(num_inputs, config.hidden_sizes, 1, config.activation, 1.0, generator)
 
     def forward(self, obs: Tensor, state: State = (), starts: Tensor | None = None) -> PolicyOutput:  # noqa: ARG002

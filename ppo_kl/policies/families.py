@@ -133,7 +133,7 @@ class MultiCategoricalFamily:
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> Distribution:
         """Independent Categoricals over the actions that `action_mask` (`[*, Σn]` bool) allows."""
-        heads = StableCategorical(self._heads(_masked(params, action_mask)), validate_args=False)
+        heads = StableCategorical(logits=self._heads(_masked(params, action_mask)), validate_args=False)
         return Independent(heads, 1, validate_args=False)
 
     def draw_noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -186,7 +186,7 @@ class BernoulliFamily:
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> Distribution:
         """Independent(Bernoulli(logits), 1)."""
         refuse_mask(action_mask)
-        return Independent(StableBernoulli(params, validate_args=False), 1, validate_args=False)
+        return Independent(StableBernoulli(logits=params, validate_args=False), 1, validate_args=False)
 
     def draw_noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Exponential(1) of each outcome, `[*, 2A]`: first of the ones."""

@@ -121,6 +121,8 @@ class Agent:
     def learn(self, total_steps: int, callbacks: Sequence[Callback] = ()) -> Agent:
         """Train for `total_steps` further environment steps (rounded up to whole rollouts), in memory alone.
 
+        What follows a schedule (learning rate, ε, kl_target, a scheduled λ) begins anew and ends with these steps.
+
         `ppo_kl.train` does the same with a run folder, logs and checkpoints.
         """
         for state in self.iterations_until(self.steps + total_steps, since=self.steps):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppo_kl.config.training import LR_MAX, LR_MIN
+
 FACTOR = 1.5
-SMALLEST, LARGEST = 1e-5, 1e-2
 ROUNDING = 1e-7
 """A KL this small, nats, is float32's rounding: the policy has not moved yet, which says nothing of the step size."""
 
@@ -28,4 +29,4 @@ def kl_adaptive_lr(lr: Tensor, kl: Tensor, kl_target: float) -> Tensor:
     """
     slower = torch.where(kl > 2 * kl_target, 1 / FACTOR, 1.0)
     faster = torch.where((kl > ROUNDING) & (kl < kl_target / 2), FACTOR, 1.0)
-    return lr * ((lr[0] * slower * faster).clamp(SMALLEST, LARGEST) / lr[0])
+    return lr * ((lr[0] * slower * faster).clamp(LR_MIN, LR_MAX) / lr[0])

@@ -93,3 +93,27 @@ def test_a_whole_number_becomes_a_float_where_one_is_declared():
 def test_a_list_becomes_a_tuple_so_that_settings_stay_hashable():
     assert PolicyConfig(hidden_sizes=[32, 32]).hidden_sizes == (32, 32)
     hash(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: KLStop(threshold=0.1), "threshold"),
+        (lambda: KLStop(stops="actor"), "stops"),
+        (lambda: KLStop(estimator="k3"), "estimator"),
+        (lambda: TrainingConfig(lr_kl_target=0.02), "lr_kl_target"),
+        (lambda: TrainingConfig(lr_schedule="linear", lr_kl_cadence="epoch"), "lr_kl_cadence"),
+        (lambda: PolicyConfig(distribution="beta", log_std_init=-1.0), "log_std_init"),
+        (lambda: PolicyConfig(distribution="beta", scale="softplus"), "scale"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(make, key):
+    with pytest.raises(ConfigError, match=f"{key}=.*would be ignored") as error:
+        make()
+    assert error.value.key == key
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e-6])
+def test_a_learning_rate_that_would_be_moved_at_once_is_refused(lr):
+    with pytest.raises(ConfigError, match=r"from 1e-05 to 0\.01"):
+        TrainingConfig(lr=lr, lr_schedule="kl_adaptive")

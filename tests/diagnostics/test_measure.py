@@ -80,6 +80,7 @@ def by_hand(policy: ActorCritic, family: Any, config: ObjectiveConfig, batch: Ba
             "kl/mean_part": mean_part,
             "kl/scale_part": forward.mean() - mean_part,
             "policy/scale_mean": std_q.mean(),
+            "policy/std_at_bound": 0.0,
         }
     r = np.exp(logp - logp_old)
     low, high = 0.8, 1.2
@@ -229,3 +230,12 @@ def test_the_readme_table_has_a_row_per_tag():
     rows = as_markdown().splitlines()
     assert len(rows) == 2 + len(GLOSSARY)
     assert all(f"| `{tag}` |" in row for tag, row in zip(GLOSSARY, rows[2:], strict=True))
+
+
+@pytest.mark.parametrize(("start", "share"), [((2.0, 0.0, -10.0), 2 / 3), ((0.0, 1.9, -9.0), 0.0), ((5.0,) * 3, 1.0)])
+def test_scales_that_stand_at_a_bound_are_counted(start, share):
+    policy, batch = setting(GAUSSIAN)
+    with torch.no_grad():
+        policy.actor.scale.copy_(torch.tensor(start))
+    metrics = measure(policy, GAUSSIAN, Objective(PRESETS["clip"]), batch)
+    assert metrics["policy/std_at_bound"].item() == pytest.approx(share)

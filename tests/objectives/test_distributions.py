@@ -172,10 +172,10 @@ def test_apart_from_its_kl_it_is_torchs_categorical(logits):
 
 @pytest.mark.parametrize("validating", ["first", "second"])
 def test_where_arguments_are_validated_a_lost_action_is_an_error_that_says_where(validating):
-    p = StableCategorical(torch.zeros(5, 3), validate_args=validating == "first")
+    p = StableCategorical(logits=torch.zeros(5, 3), validate_args=validating == "first")
     logits = torch.zeros(5, 3)
     logits[3, 2] = logits[4, 0] = -INF
-    q = StableCategorical(logits, validate_args=validating == "second")
+    q = StableCategorical(logits=logits, validate_args=validating == "second")
     with pytest.raises(ValueError, match="row 3, action 2: possible under the first policy, impossible under the sec"):
         kl_divergence(p, q)
     # The other way round nothing is lost: q = (½, ½), p = (⅓, ⅓, ⅓) in the two rows that differ.
@@ -185,7 +185,7 @@ def test_where_arguments_are_validated_a_lost_action_is_an_error_that_says_where
 def test_an_action_lost_in_one_of_several_heads_is_named_with_its_head():
     logits = torch.zeros(4, 2, 3)
     logits[1, 1, 0] = -INF
-    p, q = (Independent(StableCategorical(x), 1) for x in (torch.zeros(4, 2, 3), logits))
+    p, q = (Independent(StableCategorical(logits=x), 1) for x in (torch.zeros(4, 2, 3), logits))
     with pytest.raises(ValueError, match="row 1, 1, action 0"):
         kl_divergence(p, q)
 
@@ -198,25 +198,28 @@ def test_with_one_action_there_is_nothing_to_choose():
 
 def test_a_one_hot_categorical_has_the_kl_of_its_categorical():
     old, new = torch.tensor([[0.3, -INF, -1.0]]), torch.tensor([[150.0, -INF, 0.2]])
-    p, q = (StableOneHotCategorical(x, validate_args=False) for x in (old, new))
+    p, q = (StableOneHotCategorical(logits=x, validate_args=False) for x in (old, new))
     assert torch.equal(kl_divergence(p, q), kl_divergence(stable(old), stable(new)))
     assert kl_divergence(p.expand((4, 1)), q.expand((4, 1))).shape == (4, 1)
     assert p.log_prob(torch.tensor([[1.0, 0.0, 0.0]])) == stable(old).log_prob(torch.tensor([0]))
     torch.testing.assert_close(p.entropy(), OneHotCategorical(probs=old.softmax(-1)).entropy())
     with pytest.raises(ValueError, match="row 0, action 0"):
-        kl_divergence(StableOneHotCategorical(torch.zeros(1, 2)), StableOneHotCategorical(torch.tensor([[-INF, 0.0]])))
+        kl_divergence(
+            StableOneHotCategorical(logits=torch.zeros(1, 2)),
+            StableOneHotCategorical(logits=torch.tensor([[-INF, 0.0]])),
+        )
 
 
 # --- Bernoulli --------------------------------------------------------------------------------------------------------
 
 
 def bernoulli(*logits: float, dtype=torch.float32) -> StableBernoulli:
-    return StableBernoulli(torch.tensor(logits, dtype=dtype), validate_args=False)
+    return StableBernoulli(logits=torch.tensor(logits, dtype=dtype), validate_args=False)
 
 
 def bernoulli_kl_and_gradients(p: float, q: float):
     p, q = (torch.tensor(x, requires_grad=True) for x in (p, q))
-    kl = kl_divergence(*(StableBernoulli(x, validate_args=False) for x in (p, q)))
+    kl = kl_divergence(*(StableBernoulli(logits=x, validate_args=False) for x in (p, q)))
     return kl.item(), *(g.item() for g in torch.autograd.grad(kl, (p, q)))
 
 
@@ -260,7 +263,7 @@ def test_a_bernoulli_that_is_certain(p, q, true):
 
 def test_a_certain_bernoulli_has_log_probabilities_and_no_entropy():
     logits = torch.tensor([INF, INF, -INF, -INF], requires_grad=True)
-    pi = StableBernoulli(logits, validate_args=False)
+    pi = StableBernoulli(logits=logits, validate_args=False)
     logp = pi.log_prob(torch.tensor([1.0, 0.0, 1.0, 0.0]))
     assert logp.tolist() == [0.0, -INF, -INF, 0.0]
     assert pi.entropy().tolist() == [0.0] * 4
@@ -408,7 +411,7 @@ def test_parts_that_do_not_fit_side_by_side_are_refused(parts):
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        (Joint([stable([[0.0]]), Independent(StableBernoulli(torch.ones(1, 2)), 1)]), ["part 1", "Bernoulli"]),
+        (Joint([stable([[0.0]]), Independent(StableBernoulli(logits=torch.ones(1, 2)), 1)]), ["part 1", "Bernoulli"]),
         (Joint([stable([[0.0]])]), ["[1, 2]", "[1]"]),
     ],
     ids=["another kind", "another number"],
@@ -425,6 +428,12 @@ def test_joints_whose_parts_do_not_pair_up_are_refused_by_part(other, names):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 def test_parameters_in_half_precision_are_widened(half):
     x = torch.full((2, 3), 1.5, dtype=half)
-    made = [StableCategorical(x), StableOneHotCategorical(x), StableBernoulli(x), StableBeta(x, x), StableNormal(x, x)]
+    made = [
+        StableCategorical(logits=x),
+        StableOneHotCategorical(logits=x),
+        StableBernoulli(logits=x),
+        StableBeta(x, x),
+        StableNormal(x, x),
+    ]
     assert {kl_divergence(pi, pi).dtype for pi in made} == {torch.float32}
     assert {pi.entropy().dtype for pi in made} == {torch.float32}

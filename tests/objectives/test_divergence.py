@@ -8,6 +8,7 @@ from every_family import BOXES, EVERY_FAMILY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import (
+    AbsTransform,
     Categorical,
     Distribution,
     Gamma,
@@ -22,7 +23,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from ppo_kl.objectives import StableCategorical, k1, k2, k3, policy_kl, require_kl
+from ppo_kl.objectives import Joint, StableCategorical, k1, k2, k3, policy_kl, require_kl
 from ppo_kl.policies.box_families import GaussianFamily, TanhGaussianFamily
 
 families = pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
@@ -291,3 +292,34 @@ def test_k3_is_never_negative_and_k1_is_about_half_the_time():
     log_ratio = 0.05 * torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     assert (k3(log_ratio) >= 0).all()
     assert 0.45 < (k1(log_ratio) < 0).float().mean() < 0.55
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), (3, 2)])
+def test_joints_whose_parts_differ_in_size_are_refused(sizes):
+    # Of 3 and of 1 actions they would be broadcast, to a KL of −log 3.
+    old, new = (Joint([StableCategorical(logits=torch.zeros(2, n))]) for n in sizes)
+    with pytest.raises(ValueError, match="shapes"):
+        policy_kl(old, new)
+
+
+def test_after_a_transform_that_is_no_bijection_there_is_no_exact_kl():
+    # |x| of N(1, 1) and of N(−1, 1) is the same distribution; torch would answer the KL of the two Normals, 2.
+    old, new = (TransformedDistribution(Normal(torch.tensor([m]), 1.0), [AbsTransform()]) for m in (1.0, -1.0))
+    with pytest.raises(NotImplementedError, match=r"AbsTransform.*bijections"):
+        policy_kl(old, new)
+
+
+@pytest.mark.parametrize("log_std", [-20.0, -5.0, 0.0, 2.0])
+@pytest.mark.parametrize("step", [1e-3, 1e-4])
+def test_a_small_step_in_scale_loses_no_digits_in_float32(log_std, step):
+    old = torch.tensor([log_std], dtype=torch.float64).exp().float()
+    new = torch.tensor([log_std + step], dtype=torch.float64).exp().float()
+    # Of the very numbers that float32 holds: ½ (x − log(1 + x)), x = (σ_old / σ_new)² − 1, as its series.
+    r = old.item() / new.item()
+    x = (r - 1) * (r + 1)
+    expected = 0.5 * (x**2 / 2 - x**3 / 3 + x**4 / 4)
+    scalar = policy_kl(Normal(torch.zeros(1), old), Normal(torch.zeros(1), new))
+    tril = (torch.diag_embed(s.expand(1, 2)) for s in (old, new))
+    full = policy_kl(*(MultivariateNormal(torch.zeros(1, 2), scale_tril=L) for L in tril))
+    assert scalar.item() == pytest.approx(expected, rel=1e-5)
+    assert full.item() == pytest.approx(2 * expected, rel=1e-5)

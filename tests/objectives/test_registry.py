@@ -56,6 +56,14 @@ class Power(Surrogate):
     """Exponent."""
 
 
+@dataclass(frozen=True)
+class Remembers(Controller):
+    """A number from one rollout to the next."""
+
+    kind: ClassVar[str] = "remembers"
+    memory: ClassVar[int] = 1
+
+
 def power(ratio, adv, kl, *, power):
     return -(ratio**power) * adv / power
 
@@ -188,10 +196,54 @@ def test_a_whole_objective_is_added_under_its_own_name():
         register_preset(ObjectiveConfig("mine"))
 
 
-def test_a_preset_that_exists_is_not_replaced_by_a_part_of_that_name():
+def test_a_part_of_a_presets_name_is_refused_so_that_no_name_means_two_things():
     register_preset(ObjectiveConfig("power", Clip()))
-    register_surrogate("power", power, Power)
+    with pytest.raises(ConfigError, match="there is a preset of that name"):
+        register_surrogate("power", power, Power)
     assert PRESETS["power"].surrogate == Clip()
+    assert "power" not in SURROGATES
+
+
+def test_the_same_again_is_no_fault_and_the_same_name_in_another_family_is():
+    register_surrogate("power", power, Power)
+    register_surrogate("power", power, Power)
+    with pytest.raises(ConfigError, match="there is a preset of that name"):
+        register_penalty("power", lambda kl, log_ratio: kl)
+
+
+def test_tensors_are_handed_over_by_name_whatever_their_order():
+    register_surrogate("other_way", lambda adv, kl, ratio: -ratio * adv)
+    register_penalty("keyword_only", lambda *, log_ratio, kl: kl)
+    x = torch.tensor([2.0]).log()
+    objective = Objective.from_preset("other_way")
+    assert objective(logp=x, logp_old=0 * x, adv=3 + 0 * x, kl=0 * x).loss.item() == pytest.approx(-6)
+    check_objective("keyword_only")
+
+
+def test_bounds_named_min_and_max_are_the_rules_own_where_the_settings_are():
+    @dataclass(frozen=True)
+    class Own(Controller):
+        """Bounds of its own."""
+
+        kind: ClassVar[str] = "own"
+        kl_lambda: float = setting(1.0, above=0)
+        """At the start."""
+        max: float = setting(2.0, above=0)
+        """At most."""
+
+    register_controller("own", lambda kl_lambda, kl, *, max: (2 * kl_lambda).clamp(max=max), Own)
+    objective = Objective.from_preset("own")
+    for _ in range(5):
+        objective.adapt_(torch.tensor(1.0))
+    assert objective.kl_lambda.item() == 2.0
+
+
+def test_a_schedule_with_bounds_keeps_to_them():
+    register_controller("falls", lambda initial, progress: initial - 1e6 * progress)
+    objective = Objective.from_preset("falls")
+    objective.schedule_(0.5)
+    assert objective.kl_lambda.item() == pytest.approx(1e-4)
+    check_objective("falls")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +260,9 @@ def test_a_preset_that_exists_is_not_replaced_by_a_part_of_that_name():
         (register_controller, ("pi", lambda kl_lambda: kl_lambda), "controller 'pi': the name is taken"),
         (register_controller, ("odd", lambda kl_lambda, memory: kl_lambda), "memory=0"),
         (register_controller, ("odd", lambda kl_lambda, kel: kl_lambda), "'kel'"),
+        (register_controller, ("odd", lambda kl, kl_target: kl, Fixed), r"asks for \['kl_target'\]"),
+        (register_controller, ("odd", lambda memory: memory, Remembers), r"asks for \['memory'\]"),
+        (register_surrogate, ("none", plain), "there is a preset of that name"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing_behind(register, arguments, message):

@@ -123,7 +123,7 @@ class OwnNormal(Normal):
         TransformedDistribution(StudentT(torch.ones(3)), [TanhTransform()]),
         StableNormal(torch.zeros(3), torch.ones(3)),
         TanhNormal(torch.zeros(3), torch.ones(3)),
-        Joint([StableCategorical(torch.zeros(3, 2))]),
+        Joint([StableCategorical(logits=torch.zeros(3, 2))]),
     ],
     ids=lambda dist: type(dist).__name__,
 )
@@ -201,9 +201,71 @@ def test_gradients_reach_the_original_parameters():
             TransformedDistribution(Normal(torch.tensor([1e-4]), torch.ones(1)), [TanhTransform()]),
             5e-9,
         ),
-        (Categorical(torch.tensor([[0.5, 0.5]])), StableCategorical(torch.tensor([[104.0, 0.0]])), 52 - math.log(2)),
+        (
+            Categorical(torch.tensor([[0.5, 0.5]])),
+            StableCategorical(logits=torch.tensor([[104.0, 0.0]])),
+            52 - math.log(2),
+        ),
     ],
     ids=["categorical", "bernoulli", "normal", "beta", "transformed", "theirs and ours"],
 )
 def test_policy_kl_is_right_for_torchs_own(old, new, true):
     assert policy_kl(old, new).item() == pytest.approx(true, rel=1e-3)
+
+
+# --- subclasses, parts, and what torch forgets ------------------------------------------------------------------------
+
+
+class TheirCategorical(Categorical):
+    """As other libraries have them, with a log-probability of their own."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 1
+
+
+def test_a_subclass_without_a_kl_of_its_own_gets_a_stable_one_but_comes_back_as_it_is():
+    # ½ (softplus(200) + softplus(−200)) − log 2 = 100 − log 2; torch answers inf with a zero gradient.
+    old, new = (TheirCategorical(logits=torch.tensor([[gap, 0.0]], requires_grad=True)) for gap in (0.0, 200.0))
+    assert stabilise(new) is new
+    kl = policy_kl(old, new)
+    assert kl.item() == pytest.approx(100 - math.log(2))
+    assert policy_kl(StableCategorical(logits=torch.zeros(1, 2)), new).item() == pytest.approx(100 - math.log(2))
+    nested = policy_kl(*(Independent(TheirCategorical(logits=x.logits[:, None]), 1) for x in (old, new)))
+    assert nested.item() == pytest.approx(100 - math.log(2))
+
+
+def test_a_subclass_with_a_kl_of_its_own_keeps_it():
+    class Own(Categorical):
+        pass
+
+    torch.distributions.register_kl(Own, Own)(lambda p, q: torch.full(p.batch_shape, 7.0))
+    assert policy_kl(Own(logits=torch.zeros(1, 2)), Own(logits=torch.zeros(1, 2))).item() == 7.0
+
+
+def test_the_parts_of_a_joint_are_made_stable():
+    old, new = (Joint([Categorical(logits=torch.tensor([[gap, 0.0]]))]) for gap in (0.0, 200.0))
+    assert policy_kl(old, new).item() == pytest.approx(100 - math.log(2))
+    stable = Joint([StableCategorical(logits=torch.zeros(1, 2))])
+    assert stabilise(stable) is stable
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_what_is_impossible_stays_so_after_torch_has_expanded_it(looked_at):
+    # Once logits were asked for, torch's expand takes those for the parameter, in which a 0 has become 1e-7.
+    categorical = Categorical(probs=torch.tensor([[0.5, 0.0, 0.5]]))
+    bernoulli = Bernoulli(probs=torch.tensor([1.0, 0.0, 0.5]))
+    if looked_at:
+        categorical.log_prob(torch.tensor([0]))
+        bernoulli.entropy()
+    assert stabilise(categorical.expand((2,))).logits[1].tolist() == pytest.approx([-math.log(2), -INF, -math.log(2)])
+    assert stabilise(bernoulli.expand((2, 3))).logits[1].tolist() == [INF, -INF, 0.0]
+
+
+def test_what_is_only_unlikely_does_not_become_impossible():
+    # Here it is the probabilities that were computed, and rounded to 0 and 1.
+    categorical = Categorical(logits=torch.tensor([[0.0, -200.0]]))
+    bernoulli = Bernoulli(logits=torch.tensor([17.0, -200.0, 40.0]))
+    for dist in (categorical, bernoulli):
+        assert (dist.probs == 0).any()
+    assert stabilise(categorical.expand((1,))).logits.tolist() == [[0.0, -200.0]]
+    assert stabilise(bernoulli.expand((1, 3))).logits.tolist() == [[17.0, -200.0, 40.0]]

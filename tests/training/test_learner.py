@@ -612,7 +612,7 @@ def test_the_next_update_begins_unstopped():
 
 
 def test_off_is_off():
-    assert steps_made(with_stop(scope="off", threshold=1e-9)) == 8
+    assert steps_made(with_stop(scope="off")) == 8
 
 
 def test_without_a_threshold_the_target_of_the_controller_times_the_multiplier_counts():

@@ -19,7 +19,6 @@ from ppo_kl.training.learning_rate import kl_adaptive_lr
         (0.005, 3e-4, 3e-4),
         (0.0049, 2e-4, 3e-4),  # below .01 / 2: · 1.5
         (0.0, 2e-4, 2e-4),  # nothing has moved yet
-        (3e-9, 2e-4, 2e-4),  # nor here: rounding
         (-3e-9, 2e-4, 2e-4),
         (float("inf"), 3e-4, 2e-4),
         (float("nan"), 3e-4, 3e-4),
@@ -28,16 +27,22 @@ from ppo_kl.training.learning_rate import kl_adaptive_lr
     ],
 )
 def test_the_rule_is_the_published_one(kl, lr, expected):
-    def rsl_rl(kl_mean, lr, desired_kl=0.01):  # as its lines read, and NaN compares false there too
+    def rsl_rl(kl_mean, lr, desired_kl=0.01):  # as its lines read; NaN compares false there too
         if kl_mean > desired_kl * 2.0:
             return max(1e-5, lr / 1.5)
-        if desired_kl / 2.0 > kl_mean > 1e-7:
+        if kl_mean < desired_kl / 2.0 and kl_mean > 0.0:
             return min(1e-2, lr * 1.5)
         return lr
 
     found = kl_adaptive_lr(torch.tensor([lr, lr]), torch.tensor(kl), 0.01)
     assert found.tolist() == pytest.approx([expected, expected], rel=1e-5)
     assert found[0].item() == pytest.approx(rsl_rl(kl, lr), rel=1e-5)
+
+
+def test_rounding_is_no_sign_that_the_steps_are_small():
+    # On purpose unlike the published rule, which would raise the rate at the first minibatch of every update: there the
+    # policy has not moved, and whether its KL rounds to 3e-9 or to 0 is chance.
+    assert kl_adaptive_lr(torch.tensor([2e-4, 2e-4]), torch.tensor(3e-9), 0.01)[0].item() == pytest.approx(2e-4)
 
 
 def test_the_critics_rate_keeps_its_proportion():
@@ -47,9 +52,11 @@ def test_the_critics_rate_keeps_its_proportion():
     assert at_the_edge.tolist() == pytest.approx([1e-5, 2e-5])
 
 
+LARGE_STEPS = {"num_epochs": 3, "minibatch_size": 10, "lr": 5e-3}
+
+
 def adaptive_learner(**settings):
-    whole = {"num_epochs": 3, "minibatch_size": 10, "lr": 5e-3, "lr_schedule": "kl_adaptive", "lr_kl_target": 0.003}
-    return make(**{**whole, **settings})
+    return make(**{**LARGE_STEPS, "lr_schedule": "kl_adaptive", "lr_kl_target": 0.003, **settings})
 
 
 def kl_of(learner, batch, index):
@@ -60,7 +67,7 @@ def kl_of(learner, batch, index):
 
 @pytest.mark.parametrize("cadence", ["minibatch", "epoch"])
 def test_an_update_moves_it_before_a_step_or_after_an_epoch(cadence):
-    learner, plain = adaptive_learner(lr_kl_cadence=cadence), adaptive_learner(lr_schedule="constant")
+    learner, plain = adaptive_learner(lr_kl_cadence=cadence), make(**LARGE_STEPS)
     batch = batch_of(learner, 40)
     learner.update(batch, 0.0)
     lr, path = torch.tensor([5e-3, 5e-3]), []
