@@ -61,6 +61,8 @@ def load_config(
     Raises:
         ConfigError: an unknown name or key, a wrong type, a value out of range.
     """
+    if kinds and isinstance(objective, ObjectiveConfig):
+        raise ConfigError(f"kinds={dict(kinds)!r}: beside an ObjectiveConfig they have no place; set its parts instead")
     if config is None and env is None:
         env = "cartpole"
     layers = [] if config is None else [read_yaml(_find("recipes", config, "--config"))]

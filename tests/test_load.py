@@ -182,6 +182,11 @@ def test_a_part_of_another_kind_comes_with_its_defaults_and_shows_in_the_name():
     assert load_config(kinds={"surrogate": "spo"}).objective == ObjectiveConfig("kl_adaptive-spo", SPO())
 
 
+def test_kinds_beside_a_whole_objective_are_refused():
+    with pytest.raises(ConfigError, match="set its parts instead"):
+        load_config(objective=ObjectiveConfig(), kinds={"penalty": "k3"})
+
+
 def test_an_unknown_kind_is_refused_where_it_was_given():
     with pytest.raises(ConfigError, match=r"--objective\.penalty\.kind k4: objective\.penalty\.kind: 'k4' is unknown"):
         load_config(kinds={"penalty": "k4"})
