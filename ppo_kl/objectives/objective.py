@@ -16,6 +16,7 @@ from ppo_kl.config.objective import Adapting, Band, Controller, Fixed, NoPenalty
 from ppo_kl.config.presets import preset
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
+from ppo_kl.objectives.distributions import at_least_float32
 from ppo_kl.objectives.divergence import Direction, policy_kl
 from ppo_kl.objectives.penalties import PENALTIES, hinge
 from ppo_kl.objectives.reduction import valid_mean
@@ -145,7 +146,7 @@ class Objective(nn.Module):
         if valid is not None:
             tensors["valid"] = valid
         _require_one_shape(tensors)
-        logp, logp_old, adv, kl = (_at_least_float32(x) for x in (logp, logp_old, adv, kl))
+        logp, logp_old, adv, kl = (at_least_float32(x) for x in (logp, logp_old, adv, kl))
         if valid is not None:
             valid = valid.bool()
             logp, logp_old, adv, kl = (torch.where(valid, x, 0.0) for x in (logp, logp_old, adv, kl))
@@ -206,9 +207,14 @@ class Objective(nn.Module):
         """Take what follows a schedule (ε, kl_target, a scheduled λ) to where training stands, in place.
 
         Args:
-            progress: share of training that is done, in [0, 1].
+            progress: share of training that is done, in [0, 1]; a tensor is clamped to that.
+
+        Raises:
+            ValueError: `progress` is a number outside [0, 1].
         """
-        self.progress.copy_(torch.as_tensor(progress))
+        if not isinstance(progress, Tensor) and not 0 <= progress <= 1:
+            raise ValueError(f"schedule_: progress={progress!r}; give the share of training that is done, in [0, 1]")
+        self.progress.copy_(torch.as_tensor(progress).clamp(0, 1))
         if not self.follows_kl:
             self.kl_lambda.copy_(self._ruled(None)[0])
 
@@ -327,7 +333,3 @@ def _require_one_shape(tensors: dict[str, Tensor]) -> None:
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) != 1 or tensors["logp"].dim() != 1:
         raise ValueError(f"objective: every input must have one common shape (B,); got {shapes}")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -130,3 +130,12 @@ def test_the_target_is_given_in_exactly_one_way(one, other):
 def test_an_end_of_lambda_belongs_to_the_straight_line():
     with pytest.raises(ConfigError, match=r"kl_lambda_final=3\.0.*'linear'"):
         Schedule(shape="mdpo", kl_lambda_final=3.0)
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan"), 30_000])
+def test_progress_that_is_no_share_is_refused(progress):
+    objective = Objective.from_preset("mdpo")
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        objective.adapt_(torch.tensor(0.01), progress=progress)
+    objective.schedule_(torch.tensor(1.1))  # not read, but kept to the range
+    assert objective.progress.item() == 1.0
