@@ -66,7 +66,8 @@ def objectives_as_markdown() -> str:
 
 def runs_as_markdown() -> str:
     """The table of returns and realised KL, from the recorded runs."""
-    recorded = json.loads(PRESET_RUNS.read_text())["runs"]
+    results = json.loads(PRESET_RUNS.read_text())
+    recorded = results["runs"]
     rows = [_row(("objective", "CartPole: return", "KL of an update", "Pendulum: return", "KL of an update"))]
     rows.append("|---|---|---|---|---|")
     for name, envs in recorded.items():
@@ -78,7 +79,8 @@ def runs_as_markdown() -> str:
             median, mean = (statistics.median(run[key] for run in runs) for key in ("kl_median", "kl_mean"))
             cells.append(f"{median:.4f} ({mean:.4f})")
         rows.append(_row(cells))
-    return "\n".join(rows)
+    made = f"Made by commit {results['commit']}, torch {results['torch']}."
+    return "\n".join([*rows, "", made])
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         "the Beta's KL in float32",
         "ppo_kl/objectives/distributions.py",
-        "return beta.concentration1.double(), beta.concentration0.double()",
+        "return as_wide_as_can_be(beta.concentration1), as_wide_as_can_be(beta.concentration0)",
         "return beta.concentration1, beta.concentration0",
         "tests/objectives/test_distributions.py",
     ),

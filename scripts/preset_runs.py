@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from ppo_kl.config.objective import Adapting
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.training.iteration import Iteration
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "presets.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "presets.json"
 ENVS, SEEDS, STEPS = ("cartpole", "pendulum"), range(5), 30_000
 
 
@@ -80,7 +82,13 @@ def main() -> None:
             said = f"return {result['return']:8.1f}  KL {result['kl_median']:.4f}"
             print(f"{name:12} {env:9} seed {seed}: {said}", flush=True)
     ordered = {name: results[name] for name in PRESETS if name in results}
-    versions = {"ppo_kl": __version__, "torch": str(torch.__version__), "steps": STEPS}
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    versions = {
+        "ppo_kl": __version__,
+        "commit": git.stdout.strip() or "unknown",
+        "torch": str(torch.__version__),
+        "steps": STEPS,
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps({**versions, "runs": ordered}, indent=1) + "\n")
 

@@ -28,6 +28,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def as_wide_as_can_be(x: Tensor) -> Tensor:
+    """`x` in float64, or as it is on Apple's GPUs, which have none."""
+    return x if x.device.type == "mps" else x.double()
+
+
 class Expandable(Distribution):
     """A subclass with a constructor of its own that still expands as its parent does; torch wants that said."""
 
@@ -160,15 +165,15 @@ class StableBeta(Expandable, Beta):
         """(α − 1) log x + (β − 1) log(1 − x) − log B(α, β)."""
         if self._validate_args:
             self._validate_sample(value)
-        a, b = _double(self)
-        x = value.double()
+        a, b = _wide(self)
+        x = as_wide_as_can_be(value)
         nats = torch.special.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - _log_beta(a, b)
         log_density: Tensor = nats.to(self.concentration1.dtype)
         return log_density
 
     def entropy(self) -> Tensor:
         """log B(α, β) − (α − 1) ψ(α) − (β − 1) ψ(β) + (α + β − 2) ψ(α + β)."""
-        a, b = _double(self)
+        a, b = _wide(self)
         psi_a, psi_b, psi = a.digamma(), b.digamma(), (a + b).digamma()
         nats = _log_beta(a, b) - (a - 1) * (psi_a - psi) - (b - 1) * (psi_b - psi)
         entropy: Tensor = nats.to(self.concentration1.dtype)
@@ -177,14 +182,14 @@ class StableBeta(Expandable, Beta):
 
 @register_kl(StableBeta, StableBeta)  # type: ignore[no-untyped-call, untyped-decorator]
 def _kl_stable_beta(p: StableBeta, q: StableBeta) -> Tensor:
-    (a, b), (c, d) = _double(p), _double(q)
+    (a, b), (c, d) = _wide(p), _wide(q)
     psi: Tensor = (a + b).digamma()
     kl: Tensor = _log_beta(c, d) - _log_beta(a, b) + (a - c) * (a.digamma() - psi) + (b - d) * (b.digamma() - psi)
     return kl.to(torch.promote_types(p.concentration1.dtype, q.concentration1.dtype))
 
 
-def _double(beta: Beta) -> tuple[Tensor, Tensor]:
-    return beta.concentration1.double(), beta.concentration0.double()
+def _wide(beta: Beta) -> tuple[Tensor, Tensor]:
+    return as_wide_as_can_be(beta.concentration1), as_wide_as_can_be(beta.concentration0)
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:
