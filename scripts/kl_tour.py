@@ -211,8 +211,8 @@ for estimator in (k1, k2, k3):
 # ## Where float32 breaks, and what we do
 #
 # `policy_kl` first makes torch's distributions into ones of ours (`stabilise`), whose KL is registered with
-# `register_kl` and computed from log-softmax, log-sigmoid, `expm1` or in float64, whichever the family needs. Value
-# and gradient in the new policy's parameter, against float64 or the closed form:
+# `register_kl` and computed from log-softmax, log-sigmoid or in float64, whichever the family needs. Value and gradient
+# in the new policy's parameter, against float64 or the closed form:
 
 
 def measured(make, old, new, true):

@@ -48,7 +48,12 @@ def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "fo
         return kl_divergence(p, q)
     except NotImplementedError as error:
         reason = f": {error}" if str(error) else ""
-        raise NotImplementedError(f"policy_kl: there is no exact KL for {p!r} and {q!r}{reason}") from None
+        raise NotImplementedError(f"policy_kl: there is no exact KL for {_named(p)} and {_named(q)}{reason}") from None
+
+
+def _named(dist: Distribution) -> str:
+    """The distribution in words, with its transforms, which torch leaves out."""
+    return f"{dist!r} after {dist.transforms}" if isinstance(dist, TransformedDistribution) else repr(dist)
 
 
 def _require_bijection(dist: Distribution) -> None:

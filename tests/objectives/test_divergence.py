@@ -218,7 +218,7 @@ def test_policies_over_actions_of_different_size_are_refused(old, new):
         (
             TransformedDistribution(Normal(torch.zeros(4), torch.ones(4)), [TanhTransform()]),
             TransformedDistribution(Normal(torch.zeros(4), torch.ones(4)), [SigmoidTransform()]),
-            ["TransformedDistribution"],
+            ["TransformedDistribution", "TanhTransform", "SigmoidTransform"],
         ),
         (
             Gamma(torch.ones(4), torch.ones(4)),
