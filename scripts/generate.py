@@ -91,10 +91,11 @@ def _row(cells: Iterable[str]) -> str:
 def executed(script: Path) -> str:
     """The script as a page: paragraphs of comments as prose, the code between them with what it printed."""
     blocks: list[tuple[bool, str]] = []
-    for chunk in re.split(r"\n{2,}(?=\S)", script.read_text().strip()):
+    chunks = re.split(r"(\n{2,})(?=\S)", "\n\n" + script.read_text().strip())[1:]
+    for gap, chunk in zip(chunks[::2], chunks[1::2], strict=True):
         prose = all(line.startswith("#") for line in chunk.splitlines())
         if blocks and not prose and not blocks[-1][0]:
-            blocks[-1] = (False, f"{blocks[-1][1]}\n\n{chunk}")
+            blocks[-1] = (False, f"{blocks[-1][1]}{gap}{chunk}")
         else:
             blocks.append((prose, chunk))
     page, names = [], {"__name__": "__main__"}
