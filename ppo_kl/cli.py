@@ -42,7 +42,7 @@ Which settings to start from (files, or names of shipped ones):
 Every single setting is an option below; options win over files."""
 
 
-LAYERS = ("config", "env", "objective", "kl-stop", "runtime")
+LAYERS = ("config", "env", "objective", "kl_stop", "runtime")
 """Options that name files to start from, in the order in which later ones win."""
 PARTS = ("surrogate", "penalty", "controller")
 
@@ -71,7 +71,7 @@ def _train(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
     _import_plugins(chosen.plugin)
     if chosen.resume is not None:
-        named = [name for name in LAYERS if getattr(chosen, name.replace("-", "_")) is not None]
+        named = [name.replace("_", "-") for name in LAYERS if getattr(chosen, name) is not None]
         named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
         if rest or named:
             other = rest[0] if rest else f"--{named[0]}"
@@ -80,7 +80,7 @@ def _train(arguments: list[str]) -> int:
         from ppo_kl.training.trainer import resume
 
         return resume(chosen.resume, quiet=chosen.quiet).exit_status
-    layers = {layer: getattr(chosen, layer) for layer in (name.replace("-", "_") for name in LAYERS)}
+    layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     config = load_config(**layers, kinds=kinds)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
@@ -92,7 +92,7 @@ def _train(arguments: list[str]) -> int:
 def _chooser() -> argparse.ArgumentParser:
     chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
     for name in (*LAYERS, "resume"):
-        chooser.add_argument(f"--{name}")
+        chooser.add_argument(f"--{name.replace('_', '-')}")
     for part in PARTS:
         chooser.add_argument(f"--objective.{part}.kind", dest=part)
     chooser.add_argument("--quiet", action="store_true")

@@ -18,7 +18,7 @@ import yaml
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.checked import Settings, nearest, types_of
-from ppo_kl.config.objective import KINDS, Fixed, ObjectiveConfig, Part
+from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.errors import ConfigError
 
@@ -155,9 +155,7 @@ def _kinds_layer(config: Located, kinds: Mapping[str, str]) -> Located:
 
 def _require_weight(objective: ObjectiveConfig, kinds: Mapping[str, str]) -> None:
     """Refuse a penalty put into an objective whose λ is 0 for good: nothing of it would be left in the loss."""
-    controller = objective.controller
-    idle = isinstance(controller, Fixed) and controller.kl_lambda == 0
-    if idle and kinds.get("penalty", "none") != "none":
+    if objective.controller.idle and kinds.get("penalty", "none") != "none":
         raise ConfigError(
             f"--objective.penalty.kind {kinds['penalty']}: λ is 0 in {objective.name!r}, so that the penalty would do "
             "nothing; say how λ moves as well, as --objective.controller.kind adaptive"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
-from ppo_kl.config.objective import Adapting, Fixed, NoPenalty, ObjectiveConfig
+from ppo_kl.config.objective import Adapting, NoPenalty, ObjectiveConfig
 from ppo_kl.config.presets import preset
 from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.objectives.objective import Objective
@@ -253,8 +253,8 @@ def lambda_is_never_lost(make: Make) -> None:
 def a_penalty_that_is_off_leaves_an_infinite_kl_out(make: Make) -> None:
     """0 · inf is NaN: with λ = 0 for good the term is no part of the loss."""
     config = make().config
-    fixed = isinstance(config.controller, Fixed) and config.controller.kl_lambda == 0
-    if not (isinstance(config.penalty, NoPenalty) or fixed) or config.surrogate.trusts_forward_kl:
+    off = isinstance(config.penalty, NoPenalty) or config.controller.idle
+    if not off or config.surrogate.trusts_forward_kl:
         return
     samples = _samples(0)
     samples["kl"] = torch.full((ROWS,), torch.inf)

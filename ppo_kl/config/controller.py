@@ -20,6 +20,11 @@ class Controller(Part):
     memory: ClassVar[int] = 0
     """How many numbers the rule keeps from one rollout to the next."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether λ is 0 for good."""
+        return False
+
 
 @dataclass(frozen=True)
 class Fixed(Controller):
@@ -28,6 +33,11 @@ class Fixed(Controller):
     kind: ClassVar[str] = "fixed"
     kl_lambda: float = setting(1.0, at_least=0)
     """Penalty coefficient λ."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether λ is 0."""
+        return self.kl_lambda == 0
 
 
 @dataclass(frozen=True)

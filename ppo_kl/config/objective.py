@@ -96,8 +96,7 @@ class ObjectiveConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         surrogate, penalty, controller = self.surrogate, self.penalty, self.controller
-        idle = isinstance(controller, Fixed) and controller.kl_lambda == 0
-        if isinstance(penalty, NoPenalty) and not idle:
+        if isinstance(penalty, NoPenalty) and not controller.idle:
             raise ConfigError(
                 f"controller={controller!r}: penalty 'none' leaves it nothing to multiply; use kind 'fixed' with "
                 "kl_lambda 0, or another penalty",

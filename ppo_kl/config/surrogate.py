@@ -65,35 +65,37 @@ class Rollback(Band):
 
 
 @dataclass(frozen=True)
-class TrustGate(Surrogate):
+class Trust(Surrogate):
+    """What the surrogates with a trust region around each sample share."""
+
+    trusts_forward_kl: ClassVar[bool] = True
+    trust_kl: float = setting(0.03, above=0)
+    """Radius δ of the trust region, forward KL of one sample, nats."""
+
+
+@dataclass(frozen=True)
+class TrustGate(Trust):
     """A sample whose KL left the trust region gives no further push (TR-PPO)."""
 
     kind: ClassVar[str] = "trust_gate"
-    trusts_forward_kl: ClassVar[bool] = True
     trust_kl: float = setting(0.035, above=0)
     """Radius δ of the trust region, forward KL of one sample, nats."""
 
 
 @dataclass(frozen=True)
-class TrustRollback(Surrogate):
+class TrustRollback(Trust):
     """A sample whose KL left the trust region is pulled back (TR-PPO-RB)."""
 
     kind: ClassVar[str] = "trust_rollback"
-    trusts_forward_kl: ClassVar[bool] = True
-    trust_kl: float = setting(0.03, above=0)
-    """Radius δ of the trust region, forward KL of one sample, nats."""
     rollback: float = setting(0.05, above=0)
     """Slope outside the trust region, α."""
 
 
 @dataclass(frozen=True)
-class Truly(Surrogate):
+class Truly(Trust):
     """A sample whose KL left the trust region pays for its KL (Truly PPO)."""
 
     kind: ClassVar[str] = "truly"
-    trusts_forward_kl: ClassVar[bool] = True
-    trust_kl: float = setting(0.03, above=0)
-    """Radius δ of the trust region, forward KL of one sample, nats."""
     trust_penalty: float = setting(5.0, above=0)
     """Weight α of the KL outside the trust region."""
 

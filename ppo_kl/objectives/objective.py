@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppo_kl.config.objective import Adapting, Band, Controller, Fixed, NoPenalty, ObjectiveConfig, Part, Penalty
+from ppo_kl.config.objective import Adapting, Band, Controller, NoPenalty, ObjectiveConfig, Part, Penalty
 from ppo_kl.config.presets import preset
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
@@ -90,7 +90,7 @@ class Objective(nn.Module):
         self._target_at_start = _target(controller, num_action_dims)
         self._bounds = (controller.min, controller.max) if isinstance(controller, Adapting) else None
         # A λ that is 0 for good leaves the term out: 0 · inf would be NaN.
-        idle = isinstance(penalty, NoPenalty) or (isinstance(controller, Fixed) and controller.kl_lambda == 0)
+        idle = isinstance(penalty, NoPenalty) or controller.idle
         self._penalty = None if idle else partial(PENALTIES[penalty.kind], **_settings(penalty))
         self._hinge = float(getattr(penalty, "hinge", 0.0))
         self._all_mean = all_mean

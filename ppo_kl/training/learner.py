@@ -141,8 +141,9 @@ class Learner:
             finite, made = losses.total.isfinite() & norm.isfinite(), moves.any()
             self._adam(grad, finite & moves)
             means = torch.stack([losses.policy, losses.value, losses.entropy, losses.total, norm])
-            self._sums += torch.where(finite & made, means, 0.0)
-            self._applied += finite & made
+            applied = finite & made
+            self._sums += torch.where(applied, means, 0.0)
+            self._applied += applied
             self._skipped += ~finite & made
             in_a_row = torch.where(finite, 0.0, self.skipped_in_a_row + 1)
             self.skipped_in_a_row.copy_(torch.where(made, in_a_row, self.skipped_in_a_row))
