@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"config"},
     {"objectives", "load"},
-    {"batch", "policies", "checkpoint", "testing"},
+    {"batch", "policies", "checkpoint", "testing", "integrations"},
     {"envs", "diagnostics"},
     {"training"},
     {"cli", "__main__", "__init__"},
@@ -70,6 +70,12 @@ def test_objectives_import_torch_and_their_settings_alone(path):
     assert ours <= {"ppo_kl.config.objective", "ppo_kl.config.presets", "ppo_kl.errors"}
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(PACKAGE / "integrations")], ids=lambda p: p.name)
+def test_an_adapter_imports_the_objectives_and_nothing_else_of_ours(path):
+    ours = {room_of(module) for module in imports_of(path) if module.startswith("ppo_kl.")}
+    assert ours <= {"objectives", "config", "errors", "integrations"}
+
+
 def loaded_by(statement):
     code = f"import sys; {statement}; print(*sorted(m.split('.')[0] for m in sys.modules))"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
@@ -79,6 +85,7 @@ def test_the_objectives_load_torch_and_no_environment_file_or_log_library():
     loaded = loaded_by("import ppo_kl.objectives")
     assert "torch" in loaded
     assert not loaded & {"gymnasium", "yaml", "tyro", "tensorboard", "rich", "matplotlib"}
+    assert not loaded & {"stable_baselines3", "torchrl", "tensordict", "skrl", "tianshou"}
 
 
 def test_help_and_a_typo_are_answered_without_torch():

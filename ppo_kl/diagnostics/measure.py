@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ppo_kl.batch import Batch
-from ppo_kl.objectives.divergence import diagonal_gaussian, gaussian_kl_parts, k1, k2, k3, policy_kl
+from ppo_kl.objectives.divergence import diagonal_gaussian, k1, k2, k3, policy_kl
+from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import MAX_LOG_RATIO, Objective
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import ActorCritic
@@ -37,7 +38,6 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
     """
     valid = batch.valid
     pi_old, pi = family.build(batch.params_old), family.build(policy(batch.obs).params)
-    forward, reverse = policy_kl(pi_old, pi, "forward"), policy_kl(pi_old, pi, "reverse")
     controlled = objective.divergence(pi_old, pi)
     logp = pi.log_prob(batch.action)
     log_ratio = (logp - batch.logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -47,36 +47,21 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
     def mean(x: Tensor) -> Tensor:
         return valid_mean(x, valid)
 
-    metrics = {
-        "kl/forward": mean(forward),
-        "kl/forward_max": torch.where(valid, forward, -torch.inf).max(),
-        "kl/forward_p95": torch.where(valid, forward, torch.nan).nanquantile(0.95),
-        "kl/reverse": mean(reverse),
+    metrics = kl_metrics(objective, pi_old, pi, valid) | {
         "kl/k1": mean(k1(log_ratio)),
         "kl/k2": mean(k2(log_ratio)),
         "kl/k3": mean(k3(log_ratio)),
-        "kl/controlled": mean(controlled),
         "ratio/mean": mean(ratio),
         "ratio/min": torch.where(valid, ratio, torch.inf).min(),
         "ratio/max": torch.where(valid, ratio, -torch.inf).max(),
         "ratio/ess": mean(ratio).square() / mean(ratio.square()),
         "policy/entropy": mean(pi.entropy()),
         "value/explained_variance": explained_variance(batch.value_old, batch.ret, valid),
-        **{
-            tag: output.metrics[tag]
-            for tag in ("ratio/clip_fraction", "penalty/lambda", "penalty/loss", "penalty/share")
-        },
+        **{tag: output.metrics[tag] for tag in ("ratio/clip_fraction", "penalty/loss", "penalty/share")},
     }
-    if objective.kl_target is not None:
-        metrics["kl/target_ratio"] = metrics["kl/controlled"] / objective.kl_target
-    if objective.kl_band is not None:
-        low, high = (torch.as_tensor(edge, device=forward.device) for edge in objective.kl_band)
-        metrics |= {"kl/target_low": low, "kl/target_high": high}
-    parts, gaussian = gaussian_kl_parts(pi_old, pi), diagonal_gaussian(pi)
-    if parts is not None and gaussian is not None:
+    gaussian = diagonal_gaussian(pi)
+    if gaussian is not None:
         metrics |= {
-            "kl/mean_part": mean(parts[0]),
-            "kl/scale_part": mean(parts[1]),
             "policy/scale_mean": mean(gaussian.scale.mean(-1)),
             "policy/std_at_bound": mean(_at_bound(gaussian.scale.log(), *policy.log_std_bounds).mean(-1)),
         }

@@ -11,6 +11,7 @@ from ppo_kl.objectives.distributions import (
 )
 from ppo_kl.objectives.divergence import k1, k2, k3, policy_kl, require_kl
 from ppo_kl.objectives.gaussians import StableMultivariateNormal, StableNormal, TanhNormal
+from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import Objective, ObjectiveOutput
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.objectives.registry import register_controller, register_penalty, register_preset, register_surrogate
@@ -32,6 +33,7 @@ __all__ = [
     "k1",
     "k2",
     "k3",
+    "kl_metrics",
     "policy_kl",
     "register_controller",
     "register_penalty",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppo_kl.config.objective import Adapting, Band, Controller, NoPenalty, ObjectiveConfig, Part, Penalty
+from ppo_kl.config.objective import Adapting, Band, Controller, NoPenalty, ObjectiveConfig, Part, Penalty, Surrogate
 from ppo_kl.config.presets import preset
 from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.controllers import CONTROLLERS
@@ -156,26 +157,38 @@ class Objective(nn.Module):
         ratio = log_ratio.exp()
         settings = self._surrogate_now()
         surrogate = valid_mean(self._surrogate(ratio=ratio, adv=adv, kl=kl, **settings), valid)
-        penalty = torch.zeros_like(surrogate)
+        penalty = self._penalty_now(kl, log_ratio, valid)
+        with torch.no_grad():
+            low, high = _clip_band(settings)
+            outside = (ratio < low) | (ratio > high)
+            if penalty is None:
+                weight = share = torch.zeros_like(surrogate)
+            else:
+                weight, share = penalty.detach(), penalty.abs() / surrogate.abs().clamp(min=1e-12)
+            metrics = {
+                f"kl/{self.direction}": valid_mean(kl, valid),
+                "penalty/lambda": self.kl_lambda.clone(),
+                "penalty/loss": weight,
+                "penalty/share": share,
+                "ratio/mean": valid_mean(ratio, valid),
+                "ratio/clip_fraction": valid_mean(outside.to(ratio.dtype), valid),
+            }
+        if penalty is None:
+            return ObjectiveOutput(surrogate, surrogate, weight, metrics)
+        return ObjectiveOutput(surrogate + penalty, surrogate, penalty, metrics)
+
+    def _penalty_now(self, kl: Tensor, log_ratio: Tensor, valid: Tensor | None) -> Tensor | None:
+        """λ · mean penalty + hinge, `[]`; none where there is neither."""
+        penalty = None
         if self._penalty is not None:
             penalty = self.kl_lambda * valid_mean(self._penalty(kl=kl, log_ratio=log_ratio), valid)
         if self._hinge > 0 and self.kl_target is not None:
             mean_kl = valid_mean(kl, valid)
             # The value is that of all processes, the gradient this one's, which the trainer then averages.
             mean_kl = mean_kl + (self._all_mean(mean_kl.detach()) - mean_kl.detach())
-            penalty = penalty + hinge(mean_kl, self.kl_target, self._hinge)
-        with torch.no_grad():
-            low, high = _clip_band(settings)
-            outside = (ratio < low) | (ratio > high)
-            metrics = {
-                f"kl/{self.direction}": valid_mean(kl, valid).detach(),
-                "penalty/lambda": self.kl_lambda.clone(),
-                "penalty/loss": penalty.detach(),
-                "penalty/share": (penalty.abs() / surrogate.abs().clamp(min=1e-12)).detach(),
-                "ratio/mean": valid_mean(ratio, valid),
-                "ratio/clip_fraction": valid_mean(outside.to(ratio.dtype), valid),
-            }
-        return ObjectiveOutput(surrogate + penalty, surrogate, penalty, metrics)
+            term = hinge(mean_kl, self.kl_target, self._hinge)
+            penalty = term if penalty is None else penalty + term
+        return penalty
 
     @torch.no_grad()
     def adapt_(self, kl: Tensor, *, progress: float | Tensor | None = None) -> None:
@@ -217,6 +230,22 @@ class Objective(nn.Module):
         self.progress.copy_(torch.as_tensor(progress).clamp(0, 1))
         if not self.follows_kl:
             self.kl_lambda.copy_(self._ruled(None)[0])
+
+    def set_clip_eps_(self, clip_eps: float) -> None:
+        """Take the half-width ε of the band from other hands, as a trainer's own schedule of it; no gradient, no state.
+
+        Args:
+            clip_eps: ε ≥ 0, for both sides.
+
+        Raises:
+            ValueError: ε is negative or not finite, or the objective has no band of one constant width to set.
+        """
+        surrogate = self.config.surrogate
+        if not takes_clip_eps(surrogate):
+            raise ValueError(f"set_clip_eps_: {surrogate} has no band with one constant ε; change its settings instead")
+        if not 0 <= clip_eps < math.inf:
+            raise ValueError(f"set_clip_eps_: clip_eps={clip_eps!r}; give a finite number ≥ 0")
+        self._surrogate_settings["clip_eps"] = clip_eps
 
     def _ruled(self, kl: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the controller's rule answers, λ within its bounds, and its memory."""
@@ -287,6 +316,11 @@ class Objective(nn.Module):
     def extra_repr(self) -> str:
         """The three parts, for `print(objective)`."""
         return f"{self.config.surrogate}, {self.config.penalty}, {self.config.controller}"
+
+
+def takes_clip_eps(surrogate: Surrogate) -> bool:
+    """Whether the surrogate has a band of one constant width, so that another hand can set it."""
+    return isinstance(surrogate, Band) and surrogate.clip_eps_high is None and surrogate.clip_eps_schedule == "constant"
 
 
 KEPT: dict[type[Part], frozenset[str]] = {

@@ -139,3 +139,34 @@ def test_progress_that_is_no_share_is_refused(progress):
         objective.adapt_(torch.tensor(0.01), progress=progress)
     objective.schedule_(torch.tensor(1.1))  # not read, but kept to the range
     assert objective.progress.item() == 1.0
+
+
+@pytest.mark.parametrize("preset", ["clip", "dual_clip", "rollback", "klip", "soft_clip", "kl_clip"])
+def test_a_trainers_own_schedule_of_eps_is_as_if_the_objective_had_been_made_with_it(preset):
+    torch.manual_seed(0)
+    rows = {name: torch.randn(64) for name in ("logp", "logp_old", "adv", "kl")}
+    set_later, made_with_it = Objective.from_preset(preset), Objective.from_preset(preset, clip_eps=0.05)
+    before = set_later(**rows).loss
+    set_later.set_clip_eps_(0.05)
+    assert set_later(**rows).loss == made_with_it(**rows).loss
+    assert set_later(**rows).loss != before
+    assert set_later(**rows).metrics["ratio/clip_fraction"] == made_with_it(**rows).metrics["ratio/clip_fraction"]
+
+
+def test_an_eps_that_would_be_ignored_or_is_none_is_refused():
+    for preset, settings in (("kl_adaptive", {}), ("spo", {}), ("clip", {"clip_eps_high": 0.3})):
+        with pytest.raises(ValueError, match="no band with one constant"):
+            Objective.from_preset(preset, **settings).set_clip_eps_(0.1)
+    with pytest.raises(ValueError, match="no band with one constant"):
+        Objective.from_preset("clip", clip_eps_schedule="linear").set_clip_eps_(0.1)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="clip_eps="):
+            Objective.from_preset("clip").set_clip_eps_(wrong)
+
+
+def test_an_eps_of_zero_lets_no_sample_improve():
+    objective = Objective.from_preset("clip")
+    objective.set_clip_eps_(0.0)
+    logp = torch.tensor([0.1, -0.1], requires_grad=True)
+    loss = objective(logp=logp, logp_old=torch.zeros(2), adv=torch.tensor([1.0, -1.0]), kl=torch.zeros(2)).loss
+    assert torch.autograd.grad(loss, logp)[0].tolist() == [0.0, 0.0]

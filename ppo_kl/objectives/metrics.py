@@ -1,0 +1,58 @@
+"""How far an update moved the policy: every number about the KL that a log shows, under the tags of `glossary`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ppo_kl.objectives.divergence import gaussian_kl_parts, policy_kl
+from ppo_kl.objectives.objective import Objective
+from ppo_kl.objectives.reduction import valid_mean
+
+
+@torch.no_grad()
+def kl_metrics(
+    objective: Objective, pi_old: Distribution, pi: Distribution, valid: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The exact KL of a rollout after its update: what to log, and what to adapt λ on.
+
+        metrics = kl_metrics(objective, pi_old_all, pi_all)        # once per rollout, after its update
+        objective.adapt_(metrics["kl/controlled"])
+
+    Args:
+        objective: with the λ of this update.
+        pi_old: behaviour policy of the whole rollout, from stored parameters, batch shape `[B]`.
+        pi: the same at the new θ.
+        valid: which rows count, `[B]` bool; none: all.
+
+    Returns:
+        `[]` each, in nats but for the ratios: `kl/forward` with its maximum and 95th percentile, `kl/reverse`,
+        `kl/controlled` (in the penalty's direction), `penalty/lambda`; of Gaussians `kl/mean_part` and
+        `kl/scale_part`; with a target `kl/target_ratio`, `kl/target_low` and `kl/target_high`.
+
+    Raises:
+        ValueError: the batch shapes differ or are not `[B]`.
+        NotImplementedError: there is no exact KL for this pair.
+    """
+    forward, reverse = policy_kl(pi_old, pi, "forward"), policy_kl(pi_old, pi, "reverse")
+    kept = torch.ones_like(forward, dtype=torch.bool) if valid is None else valid.bool()
+    mean_forward, mean_reverse = valid_mean(forward, kept), valid_mean(reverse, kept)
+    controlled = mean_forward if objective.direction == "forward" else mean_reverse
+    metrics = {
+        "kl/forward": mean_forward,
+        "kl/forward_max": torch.where(kept, forward, -torch.inf).max(),
+        "kl/forward_p95": torch.where(kept, forward, torch.nan).nanquantile(0.95),
+        "kl/reverse": mean_reverse,
+        "kl/controlled": controlled.clone(),
+        "penalty/lambda": objective.kl_lambda.clone(),
+    }
+    if objective.kl_target is not None:
+        metrics["kl/target_ratio"] = controlled / objective.kl_target
+    if objective.kl_band is not None:
+        low, high = (torch.as_tensor(edge, device=forward.device) for edge in objective.kl_band)
+        metrics |= {"kl/target_low": low, "kl/target_high": high}
+    parts = gaussian_kl_parts(pi_old, pi)
+    if parts is not None:
+        metrics |= {"kl/mean_part": valid_mean(parts[0], kept), "kl/scale_part": valid_mean(parts[1], kept)}
+    return metrics

@@ -1,0 +1,33 @@
+"""An environment of any two spaces, for trainers that bring their own loop."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+
+class AnySpaces(gym.Env):
+    """Random observations, a reward that depends on the action, episodes of 3 to 9 steps with both kinds of end."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.left = int(self.np_random.integers(3, 10))
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.left -= 1
+        over = self.left == 0
+        terminated = over and bool(self.np_random.integers(2))
+        return self.observation_space.sample(), float(np.mean(action)), terminated, over and not terminated, {}
+
+
+@pytest.fixture
+def any_spaces():
+    return AnySpaces
