@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,27 +16,37 @@ from ppo_kl.objectives.stabilise import stabilise
 Direction = Literal["forward", "reverse"]
 
 
-def policy_kl(pi_old: Distribution, pi: Distribution, direction: Direction = "forward") -> Tensor:
+def policy_kl(
+    pi_old: Distribution,
+    pi: Distribution,
+    direction: Direction = "forward",
+    *,
+    batch_shape: Sequence[int] | None = None,
+) -> Tensor:
     """Exact KL of each sample in nats: forward KL(π_old ‖ π), reverse KL(π ‖ π_old); by way of `stabilise`.
 
     Args:
         pi_old: behaviour policy at collection, batch shape `[B]`; build it from stored parameters without gradient.
         pi: current policy, batch shape `[B]`.
         direction: "forward" or "reverse".
+        batch_shape: what both must have, where a trainer has sequences or agents; none: any `[B]`.
 
     Returns:
         `[B]`, summed over action dimensions.
 
     Raises:
-        ValueError: the shapes differ, or the batch shape is not `[B]`.
+        ValueError: the shapes differ, or the batch shape is not the one that is wanted.
         NotImplementedError: there is no formula for this pair; both names are in the message.
 
     Source: Schulman 2017 (arXiv:1707.06347), eq. 8.
     """
-    if pi_old.batch_shape != pi.batch_shape or len(pi.batch_shape) != 1:
+    shapes = tuple(pi_old.batch_shape), tuple(pi.batch_shape)
+    fits = len(shapes[1]) == 1 if batch_shape is None else shapes[1] == tuple(batch_shape)
+    if shapes[0] != shapes[1] or not fits:
+        wanted = "(B,)" if batch_shape is None else tuple(batch_shape)
         raise ValueError(
-            f"policy_kl: batch shapes {tuple(pi_old.batch_shape)} (old) and {tuple(pi.batch_shape)} (new) must both be "
-            "(B,); wrap a distribution over several action dimensions in torch.distributions.Independent(pi, 1)"
+            f"policy_kl: batch shapes {shapes[0]} (old) and {shapes[1]} (new) must both be {wanted}; wrap "
+            "a distribution over several action dimensions in torch.distributions.Independent(pi, 1)"
         )
     pi_old, pi = stabilise(pi_old, subclasses=True), stabilise(pi, subclasses=True)
     sizes = [(tuple(d.event_shape), _param_shape(d)) for d in (pi_old, pi)]

@@ -24,7 +24,7 @@ def kl_metrics(
         objective: with the λ of this update.
         pi_old: behaviour policy of the whole rollout, from stored parameters, batch shape `[B]`.
         pi: the same at the new θ.
-        valid: which rows count, `[B]` bool; none: all.
+        valid: which rows count, `[B]` bool; none: all. Given, it may also have a sequence's or agents' shape.
 
     Returns:
         `[]` each, in nats but for the ratios: `kl/forward` with its maximum and 95th percentile, `kl/reverse`,
@@ -32,10 +32,12 @@ def kl_metrics(
         `kl/scale_part`; with a target `kl/target_ratio`, `kl/target_low` and `kl/target_high`.
 
     Raises:
-        ValueError: the batch shapes differ or are not `[B]`.
+        ValueError: the batch shapes differ or are not `[B]`, or not that of `valid`.
         NotImplementedError: there is no exact KL for this pair.
     """
-    forward, reverse = policy_kl(pi_old, pi, "forward"), policy_kl(pi_old, pi, "reverse")
+    shape = None if valid is None else valid.shape
+    forward = policy_kl(pi_old, pi, "forward", batch_shape=shape)
+    reverse = policy_kl(pi_old, pi, "reverse", batch_shape=shape)
     kept = torch.ones_like(forward, dtype=torch.bool) if valid is None else valid.bool()
     mean_forward, mean_reverse = valid_mean(forward, kept), valid_mean(reverse, kept)
     controlled = mean_forward if objective.direction == "forward" else mean_reverse

@@ -60,3 +60,20 @@ def test_nothing_is_changed_and_no_gradient_flows():
 
 def test_every_tag_is_in_the_glossary():
     assert kl_metrics(Objective.from_preset("kl_adaptive"), OLD, NEW).keys() <= GLOSSARY.keys()
+
+
+def test_sequences_have_the_shape_of_what_counts():
+    def sequences(mean):
+        return Independent(Normal(torch.tensor(mean).view(1, 2, 1), 1.0), 1)
+
+    old, new = sequences([0.0, 0.0]), sequences([1.0, 2.0])
+    metrics = kl_metrics(Objective.from_preset("clip"), old, new, torch.ones(1, 2, dtype=torch.bool))
+    assert metrics["kl/forward"] == pytest.approx(1.25)
+    with pytest.raises(ValueError, match=r"\(1, 2\).*must both be \(B,\)"):
+        kl_metrics(Objective.from_preset("clip"), old, new)
+
+
+def test_action_dimensions_that_pass_for_samples_are_refused():
+    plain = Normal(torch.zeros(4, 2), 1.0)
+    with pytest.raises(ValueError, match=r"\(4, 2\).*must both be \(4,\).*Independent"):
+        kl_metrics(Objective.from_preset("clip"), plain, plain, torch.ones(4, dtype=torch.bool))
