@@ -1,14 +1,9 @@
 """The lines that `make mutants` breaks are still there to be broken."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from script_modules import ROOT, load_script
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("mutants", ROOT / "scripts" / "mutants.py")
-mutants = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(mutants)
+mutants = load_script("mutants")
 
 
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)

@@ -1,11 +1,15 @@
 """An environment of any two spaces, for trainers that bring their own loop."""
 
+import os
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+
+# Tianshou compiles its GAE for 8 s when it is imported: longer than all that runs here.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
 class AnySpaces(gym.Env):

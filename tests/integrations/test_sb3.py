@@ -10,6 +10,7 @@ import pytest
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from script_modules import load_script
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, kl_divergence
@@ -384,3 +385,12 @@ def test_without_the_library_the_error_names_the_extra():
 
 def test_the_version_is_the_one_that_is_tested():
     assert stable_baselines3.__version__.startswith("2.")
+
+
+def test_the_example_runs_and_shows_lambda(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sb3_cartpole.py", "--steps", "2048", "--log-dir", str(tmp_path)])
+    load_script("examples/sb3_cartpole").main()
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0].startswith("return ")
+    assert "λ " in last[0]
+    assert list(tmp_path.rglob("events.out.tfevents.*"))

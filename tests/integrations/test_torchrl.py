@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchrl deprecates classes of its own while it is imported
@@ -31,6 +31,8 @@ with warnings.catch_warnings():
     from torchrl.objectives.value import GAE
     from torchrl.record import CSVLogger
     from torchrl.trainers.algorithms import PPOTrainer
+
+from script_modules import load_script
 
 import ppo_kl.integrations.torchrl as adapter
 from ppo_kl.errors import ConfigError
@@ -79,6 +81,14 @@ def collected(actor, *batch, moved=0.3):
     rollout["advantage"], rollout["value_target"] = torch.randn(*batch, 1), torch.randn(*batch, 1)
     rollout["state_value"] = torch.randn(*batch, 1)
     return rollout
+
+
+@pytest.fixture(autouse=True)
+def _distributions_validate_their_arguments():
+    # As torchrl itself leaves it when it is imported: its TanhNormal does not pass torch's validation.
+    Distribution.set_default_validate_args(False)
+    yield
+    Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(autouse=True)
@@ -515,3 +525,12 @@ def test_without_the_library_the_error_names_the_extra():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 'pip install "ppo-kl[torchrl]"' in said
     assert "tensordict" in said
+
+
+def test_the_example_prints_kl_and_lambda_of_every_rollout(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["torchrl_pendulum.py", "--steps", "2000", "--log-dir", str(tmp_path)])
+    load_script("examples/torchrl_pendulum").main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("return")]
+    assert len(lines) == 2
+    assert all("KL 0." in line and "λ " in line for line in lines)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
