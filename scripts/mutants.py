@@ -183,6 +183,41 @@ MUTANTS = (
         "        Path(path).write_bytes(Path(name).read_bytes())",
         "tests/test_checkpoint.py",
     ),
+    Mutant(
+        "SB3: the old policy of other rows",
+        "ppo_kl/integrations/sb3.py",
+        "[p[index] for p in params_old]",
+        "[p[: len(index)] for p in params_old]",
+        "tests/integrations/test_sb3.py",
+    ),
+    Mutant(
+        "SB3: λ adapts on the largest KL of a state",
+        "ppo_kl/integrations/sb3.py",
+        'self.objective.adapt_(metrics["kl/controlled"])',
+        'self.objective.adapt_(metrics["kl/forward_max"])',
+        "tests/integrations/test_sb3.py",
+    ),
+    Mutant(
+        "SB3: λ is not saved",
+        "ppo_kl/integrations/sb3.py",
+        'return [*modules, "objective"], tensors',
+        "return modules, tensors",
+        "tests/integrations/test_sb3.py",
+    ),
+    Mutant(
+        "TorchRL: the old policy is the present one",
+        "ppo_kl/integrations/torchrl.py",
+        "kl=policy_kl(pi_old, _joint(pi),",
+        "kl=policy_kl(_joint(pi), _joint(pi),",
+        "tests/integrations/test_torchrl.py",
+    ),
+    Mutant(
+        "TorchRL: masks are ignored",
+        "ppo_kl/integrations/torchrl.py",
+        "valid=self._valid(tensordict, adv),",
+        "valid=None,",
+        "tests/integrations/test_torchrl.py",
+    ),
 )
 
 

@@ -185,6 +185,19 @@ def test_the_behaviour_policy_gives_back_the_log_probabilities_of_the_rollout(ca
     torch.testing.assert_close(logp, torch.as_tensor(buffer.log_probs).flatten(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["discrete", "box", "multi_discrete", "multi_binary", "dict_obs", "gsde_squashed"])
+def test_each_sample_has_its_own_old_policy(case, venv):
+    obs_space, action_space, policy, settings = CASES[case]
+    model = PPOKL(policy, venv(obs_space, action_space), **{**SMALL, **settings, "learning_rate": 1e-2})
+    kls = []
+    divergence = model.objective.divergence
+    model.objective.divergence = lambda pi_old, pi: kls.append(divergence(pi_old, pi)) or kls[-1]
+    model.learn(80)
+    # Before the first step π is π_old, sample by sample; after it no more.
+    assert kls[0].abs().max() < 1e-6
+    assert kls[1].max() > 1e-5
+
+
 def test_a_rollout_longer_than_one_pass_is_measured_whole(venv):
     model = trained(PPOKL, "MlpPolicy", venv(VECTOR, BOX), updates=1, n_steps=CHUNK, batch_size=128, n_epochs=1)
     assert [len(p) for p in model._rollout_params()] == [2 * CHUNK, 2 * CHUNK]
