@@ -8,28 +8,25 @@ PPO("MlpPolicy", "CartPole-v1", objective="kl_adaptive").learn(100_000)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Distribution as TorchDistribution
-from torch.distributions import Independent
 from torch.nn.functional import mse_loss
 
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.integrations.adapter import as_objective, missing_library
-from ppo_kl.objectives.distributions import Joint, StableBernoulli, StableCategorical
-from ppo_kl.objectives.gaussians import StableNormal
+from ppo_kl.integrations.sb3_distributions import kind_of, torch_distribution
 from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import REFERENCE_CLIP_EPS, Objective, takes_clip_eps
 
 try:
     from stable_baselines3 import PPO
-    from stable_baselines3.common import distributions as sb3
     from stable_baselines3.common.buffers import RolloutBuffer
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
@@ -127,7 +124,7 @@ class PPOKL(PPO):
         if not clips:
             self.clip_range = None
         self.objective.to(self.device)
-        _kind_of(self.policy.action_dist)
+        kind_of(self.policy.action_dist)
 
     def train(self) -> None:
         """Update the policy on the rollout, and then λ on how far that moved it."""
@@ -187,7 +184,7 @@ class PPOKL(PPO):
         adv = data.advantages
         if self.normalize_advantage and len(adv) > 1:
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
-        kl = self.objective.divergence(pi_old, _torch_distribution(self.policy.action_dist))
+        kl = self.objective.divergence(pi_old, torch_distribution(self.policy.action_dist))
         out = self.objective(logp=logp, logp_old=data.old_log_prob, adv=adv, kl=kl)
         if clip_range_vf is not None:
             values = data.old_values + torch.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
@@ -209,7 +206,7 @@ class PPOKL(PPO):
         policy, buffer = self.policy, self.rollout_buffer
         rows = np.arange(buffer.buffer_size * buffer.n_envs)
         policy.set_training_mode(False)
-        kind, chunks = _kind_of(policy.action_dist), []
+        kind, chunks = kind_of(policy.action_dist), []
         for start in range(0, len(rows), CHUNK):
             obs = type(buffer)._get_samples(buffer, rows[start : start + CHUNK]).observations
             chunks.append(kind.params(policy.get_distribution(obs)))
@@ -217,7 +214,7 @@ class PPOKL(PPO):
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def _build(self, params: Sequence[Tensor]) -> TorchDistribution:
-        return _kind_of(self.policy.action_dist).build(params)
+        return kind_of(self.policy.action_dist).build(params)
 
     def _adapt(self, pi_old: TorchDistribution) -> None:
         """Move λ by the KL of the whole rollout at the new θ, and log it."""
@@ -250,54 +247,6 @@ class PPOKL(PPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, tensors = super()._get_torch_save_params()
         return [*modules, "objective"], tensors
-
-
-class _Kind(NamedTuple):
-    """How a distribution of SB3's is taken apart into tensors `[B, …]`, and put together for its KL."""
-
-    params: Callable[[Any], tuple[Tensor, ...]]
-    build: Callable[[Sequence[Tensor]], TorchDistribution]
-
-
-def _normal(params: Sequence[Tensor]) -> TorchDistribution:
-    loc, scale = params
-    return Independent(StableNormal(loc, scale, validate_args=False), 1, validate_args=False)
-
-
-# A squashed Gaussian is its Gaussian here: tanh is a bijection, and leaves the KL as it is.
-_GAUSSIAN = _Kind(lambda dist: (dist.distribution.loc, dist.distribution.scale), _normal)
-_KINDS: dict[type[sb3.Distribution], _Kind] = {
-    sb3.DiagGaussianDistribution: _GAUSSIAN,
-    sb3.StateDependentNoiseDistribution: _GAUSSIAN,
-    sb3.CategoricalDistribution: _Kind(
-        lambda dist: (dist.distribution.logits,),
-        lambda params: StableCategorical(logits=params[0], validate_args=False),
-    ),
-    sb3.MultiCategoricalDistribution: _Kind(
-        lambda dist: tuple(part.logits for part in dist.distribution),
-        lambda params: Joint([StableCategorical(logits=x, validate_args=False) for x in params], validate_args=False),
-    ),
-    sb3.BernoulliDistribution: _Kind(
-        lambda dist: (dist.distribution.logits,),
-        lambda params: Independent(StableBernoulli(logits=params[0], validate_args=False), 1, validate_args=False),
-    ),
-}
-
-
-def _kind_of(dist: sb3.Distribution) -> _Kind:
-    for cls in type(dist).__mro__:
-        if cls in _KINDS:
-            return _KINDS[cls]
-    names = ", ".join(cls.__name__ for cls in _KINDS)
-    raise NotImplementedError(
-        f"PPOKL: no exact KL is known for the policy's {type(dist).__name__}; there is for {names}"
-    )
-
-
-def _torch_distribution(dist: sb3.Distribution) -> TorchDistribution:
-    """The same as one torch distribution of batch shape `[B]`."""
-    kind = _kind_of(dist)
-    return kind.build(kind.params(dist))
 
 
 def _num_action_dims(space: spaces.Space[Any] | None) -> int | None:

@@ -46,7 +46,7 @@ def sb3_updates(env: str) -> dict[str, Callable[[], None]]:
 
     def without_kl() -> None:
         with (
-            mock.patch.object(sb3, "_torch_distribution", nothing),
+            mock.patch.object(sb3, "torch_distribution", nothing),
             mock.patch.object(bare, "_build", nothing),
             mock.patch.object(bare, "_adapt", nothing),
             mock.patch.object(bare.objective, "divergence", nothing),

@@ -32,7 +32,7 @@ def main() -> None:
         tensorboard_log=str(args.log_dir),
         verbose=1,
     )
-    model.learn(args.steps, log_interval=10, tb_log_name=f"PPO_{args.objective}")
+    model.learn(args.steps, tb_log_name=f"PPO_{args.objective}")
 
     # λ and what its controller remembers are in the file, and training goes on with them.
     path = args.log_dir / "cartpole.zip"
