@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant(
         "TorchRL: masks are ignored",
         "ppo_kl/integrations/torchrl.py",
-        "valid=self._valid(tensordict, adv),",
+        "valid=valid,",
         "valid=None,",
         "tests/integrations/test_torchrl.py",
     ),

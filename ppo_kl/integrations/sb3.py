@@ -52,7 +52,7 @@ class PPOKL(PPO):
 
     Args:
         policy, env, learning_rate, n_steps, batch_size, n_epochs, gamma, gae_lambda: as in `PPO`, as is all else.
-        clip_range: ε > 0 or a schedule of it, for an objective with a clip band; none: the objective's own ε.
+        clip_range: ε ≥ 0 or a schedule of it, for an objective with a clip band; none: the objective's own ε.
         objective: a preset's name, an `ObjectiveConfig` or an `Objective`.
 
     Raises:
@@ -95,36 +95,48 @@ class PPOKL(PPO):
             _init_setup_model=False,
             **kwargs,
         )
-        # While a saved model is being loaded there may be no action space yet.
+        # While a saved model is being loaded there may be no action space yet, and what follows comes from the file.
         self.objective = as_objective(objective, _num_action_dims(getattr(self, "action_space", None)))
-        self.objective_config = self.objective.config
         if _init_setup_model:
+            self._require_use(clip_range)
+            self.objective_config = self.objective.config
+            self.objective_action_dims = self.objective.num_action_dims
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if not hasattr(self, "objective_config"):
+            raise ValueError(
+                "PPOKL.load: the file is of a PPO without an objective. Make a new PPOKL with the objective that you "
+                "want, and call set_parameters(PPO.load(path).get_parameters(), exact_match=False)"
+            )
+        config, num_action_dims = self.objective_config, self.objective_action_dims
         if not isinstance(self.objective, Objective):
             raise ValueError(
-                f"PPOKL.load: objective={self.objective!r}: a saved model goes on with its own, "
-                f"{self.objective_config.name!r}. To go on with another: make a new PPOKL with it, take "
-                "parameters = PPOKL.load(path).get_parameters(), del parameters['objective'], and call "
-                "set_parameters(parameters, exact_match=False)"
+                f"PPOKL.load: objective={self.objective!r}: a saved model goes on with its own, {config.name!r}. To "
+                "go on with another: make a new PPOKL with it, take parameters = PPOKL.load(path).get_parameters(), "
+                "del parameters['objective'], and call set_parameters(parameters, exact_match=False)"
             )
-        if self.objective.config != self.objective_config:  # a saved model is being loaded
-            self.objective = as_objective(self.objective_config, _num_action_dims(self.action_space))
-        surrogate = self.objective.config.surrogate
-        clips = takes_clip_eps(surrogate)
-        if self.clip_range is not None and not clips:
-            raise ValueError(
-                f"PPOKL: clip_range={self.clip_range!r}, but objective {self.objective_config.name!r} has no band of "
-                f"one constant width ({surrogate}); leave clip_range out, or take an objective that clips"
-            )
-        if self.clip_range is None:
-            self.clip_range = getattr(surrogate, "clip_eps", REFERENCE_CLIP_EPS)
+        if (self.objective.config, self.objective.num_action_dims) != (config, num_action_dims):
+            self.objective = Objective(config, num_action_dims=num_action_dims)
+        clips = takes_clip_eps(config.surrogate)
+        if self.clip_range is None or not clips:
+            self.clip_range = getattr(config.surrogate, "clip_eps", REFERENCE_CLIP_EPS)
         super()._setup_model()
         if not clips:
-            self.clip_range = None
+            self.clip_range = None  # type: ignore[assignment]
         self.objective.to(self.device)
         kind_of(self.policy.action_dist)
+
+    def _require_use(self, clip_range: float | Schedule | None) -> None:
+        """Refuse a clip_range that is none, or that the objective would ignore."""
+        config = self.objective.config
+        if clip_range is not None and not takes_clip_eps(config.surrogate):
+            raise ValueError(
+                f"PPOKL: clip_range={clip_range!r}, but objective {config.name!r} has no band of one constant width "
+                f"({config.surrogate}); leave clip_range out, or take an objective that clips"
+            )
+        if isinstance(clip_range, (int, float)) and not 0 <= clip_range < math.inf:
+            raise ValueError(f"PPOKL: clip_range={clip_range!r}; give a finite number ≥ 0, or a schedule of it")
 
     def train(self) -> None:
         """Update the policy on the rollout, and then λ on how far that moved it."""
@@ -138,10 +150,11 @@ class PPOKL(PPO):
         while len(epochs) < self.n_epochs and not stopped:
             epochs.append([])
             with _noting_rows(self.rollout_buffer) as rows:
-                for data in self.rollout_buffer.get(self.batch_size):
+                # In pairs: a buffer may draw its minibatches ahead.
+                for data, drawn in zip(self.rollout_buffer.get(self.batch_size), rows, strict=False):
                     if params_old is None:  # nothing has been stepped yet: θ is still θ_old
                         params_old = self._rollout_params()
-                    index = torch.as_tensor(rows[-1], device=self.device)
+                    index = torch.as_tensor(drawn, device=self.device)
                     loss, numbers = self._loss(data, self._build([p[index] for p in params_old]), clip_range_vf)
                     epochs[-1].append(numbers)
                     if self.target_kl is not None:
@@ -157,6 +170,11 @@ class PPOKL(PPO):
                     loss.backward()  # type: ignore[no-untyped-call]
                     torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
                     policy.optimizer.step()
+            if not rows:
+                raise TypeError(
+                    f"PPOKL: {type(self.rollout_buffer).__name__}.get draws its minibatches in another way than by "
+                    "_get_samples, so that their rows of the rollout are not known; nothing was trained"
+                )
             self._n_updates += 1
         if params_old is not None:
             self._log_losses(epochs, clip_range, clip_range_vf)
@@ -179,6 +197,8 @@ class PPOKL(PPO):
         actions = data.actions
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
+        # A policy that answers with another distribution than this must not be measured by the one before.
+        vars(self.policy.action_dist).pop("distribution", None)
         values, logp, entropy = self.policy.evaluate_actions(data.observations, actions)
         values = values.flatten()
         adv = data.advantages

@@ -68,6 +68,15 @@ def kind_of(dist: sb3.Distribution) -> Kind:
 
 
 def torch_distribution(dist: sb3.Distribution) -> TorchDistribution:
-    """SB3's distribution as one of torch's, of batch shape `[B]`; gradients reach its parameters."""
+    """SB3's distribution as one of torch's, of batch shape `[B]`; gradients reach its parameters.
+
+    Raises:
+        NotImplementedError: it is none of SB3's, or the policy did not set it in `evaluate_actions`.
+    """
     kind = kind_of(dist)
+    if not hasattr(dist, "distribution"):
+        raise NotImplementedError(
+            f"PPOKL: the policy's evaluate_actions does not set policy.action_dist ({type(dist).__name__}), as SB3's "
+            "own do, so that its KL is not known; let it be made by action_dist.proba_distribution"
+        )
     return kind.build(kind.params(dist))

@@ -10,7 +10,8 @@ loss_module.adapt_(rollout)          # once per rollout, after its update: λ fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,12 +34,22 @@ try:
         TensorDictModule,
         dispatch,
     )
+    from torchrl.envs.utils import set_exploration_type
+    from torchrl.modules import set_recurrent_mode
     from torchrl.objectives import PPOLoss
 except ImportError as error:
     raise missing_library("torchrl", "torchrl", error) from error
 
 CHUNK = 4096
 """Samples of one pass over the whole rollout; bounds the memory that images take."""
+OF_THE_OBJECTIVE = {
+    "clip_epsilon": "give it to the objective: objective=Objective.from_preset('clip', clip_eps=0.1)",
+    "beta": "give it to the objective: objective=Objective.from_preset('kl_adaptive', kl_lambda=1.0)",
+    "dtarg": "give it to the objective: objective=Objective.from_preset('kl_adaptive', kl_target=0.01)",
+    "increment": "the rule is the objective's: objective=Objective.from_preset('kl_adaptive', factor=2.0)",
+    "decrement": "the rule is the objective's: objective=Objective.from_preset('kl_adaptive', factor=2.0)",
+}
+"""Where settings of the host's own losses have gone."""
 METRICS = ("kl", "kl_lambda", "penalty", "clip_fraction", "mean_ratio", "kl_approx", "ESS")
 """What stands beside the losses in the output, detached, `[]` each."""
 
@@ -60,7 +71,7 @@ class ObjectiveLoss(PPOLoss):
 
     Raises:
         ConfigError: there is no such objective.
-        TypeError: the actor's distribution cannot be rebuilt from its parameters.
+        TypeError: the actor's distribution cannot be rebuilt from its parameters; or a setting that there is not.
         ValueError: one of the settings that an objective has no place for.
 
     Source: Schulman 2017 (arXiv:1707.06347), eq. 6 to 8.
@@ -85,11 +96,15 @@ class ObjectiveLoss(PPOLoss):
                     f"ObjectiveLoss: {name}={kwargs[name]!r}: the objective is a mean over samples against the policy "
                     f"that collected them; leave {name} at {neutral!r}, or use TorchRL's own loss"
                 )
+        for name in kwargs.keys() - inspect.signature(PPOLoss.__init__).parameters.keys():
+            remedy = OF_THE_OBJECTIVE.get(name, "see the signature of torchrl.objectives.PPOLoss")
+            raise TypeError(f"ObjectiveLoss: {name}={kwargs[name]!r} is no setting of a PPO loss; {remedy}")
         actor = kwargs.get("actor", actor_network)
-        if actor is not None and not isinstance(actor, ProbabilisticTensorDictSequential):
+        if actor is not None and len(_heads(actor)) != 1:
             raise TypeError(
-                f"ObjectiveLoss: the actor is a {type(actor).__name__}, from which no distribution can be rebuilt; "
-                "give a ProbabilisticActor or another ProbabilisticTensorDictSequential"
+                f"ObjectiveLoss: the actor is a {type(actor).__name__} with {len(_heads(actor))} distributions; to "
+                "rebuild π_old it must be a ProbabilisticActor, or another ProbabilisticTensorDictSequential, with one "
+                "(a CompositeDistribution for several heads)"
             )
         super().__init__(actor_network, critic_network, **kwargs)
         self.objective = as_objective(objective, num_action_dims).to(self.entropy_coeff.device)
@@ -115,8 +130,7 @@ class ObjectiveLoss(PPOLoss):
     @property
     def _param_keys(self) -> list[Any]:
         """Where the parameters of the action distribution stand."""
-        modules = [m for m in self.actor_network.modules() if isinstance(m, ProbabilisticTensorDictModule)]
-        return list(modules[-1].in_keys)
+        return list(_heads(self.actor_network)[0].in_keys)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -142,19 +156,19 @@ class ObjectiveLoss(PPOLoss):
             adv = tensordict.get(self.tensor_keys.advantage)
         adv = self._maybe_normalize_advantage(adv, tensordict, update_norm=missing)
         shape = adv.shape[:-1]
-        log_ratio, pi, kl_approx, _ = self._log_weight(tensordict, adv_shape=shape)
+        log_ratio, pi, *_ = self._log_weight(tensordict, adv_shape=shape)
         if log_ratio.shape != adv.shape:
             raise ValueError(
                 f"ObjectiveLoss: advantage {tuple(adv.shape)} and log-ratio {tuple(log_ratio.shape)} must have one "
                 "shape (*batch, 1): one advantage and one summed log-probability per sample"
             )
-        log_ratio = log_ratio.reshape(-1)
+        log_ratio, valid = log_ratio.reshape(-1), self._valid(tensordict, adv)
         out = self.objective(
             logp=log_ratio,
             logp_old=torch.zeros_like(log_ratio),
             adv=adv.reshape(-1),
             kl=policy_kl(pi_old, _joint(pi), self.objective.direction, batch_shape=shape).reshape(-1),
-            valid=self._valid(tensordict, adv),
+            valid=valid,
         )
         losses = TensorDict({"loss_objective": out.loss})
         if self.entropy_bonus:
@@ -162,14 +176,15 @@ class ObjectiveLoss(PPOLoss):
         if self._has_critic:
             self._set_critic(losses, tensordict)
         with torch.no_grad():
+            counted = log_ratio if valid is None else log_ratio[valid]
             numbers = (
                 out.metrics[f"kl/{self.objective.direction}"],
                 out.metrics["penalty/lambda"],
                 out.metrics["penalty/loss"],
                 out.metrics["ratio/clip_fraction"],
                 out.metrics["ratio/mean"],
-                kl_approx.mean(),
-                (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio),
+                -counted.mean(),
+                (2 * counted.logsumexp(0) - (2 * counted).logsumexp(0)).exp() / len(counted),
             )
         losses.update(dict(zip(METRICS, numbers, strict=True)))
         self._clear_weakrefs(
@@ -197,13 +212,18 @@ class ObjectiveLoss(PPOLoss):
 
         Raises:
             KeyError: the parameters of the policy at collection are not in the rollout.
-            ValueError: there is no rollout (a trainer that collects asynchronously hands none to its hooks).
+            ValueError: there is no rollout (a trainer that collects asynchronously hands none to its hooks), or it is
+                empty.
         """
         if tensordict is None:
             raise ValueError("ObjectiveLoss.adapt_: there is no rollout; an asynchronous collector hands none on")
+        if tensordict.ndim == 0 or 0 in tensordict.shape:
+            raise ValueError(f"ObjectiveLoss.adapt_: a rollout of batch shape {tuple(tensordict.shape)} has no samples")
         pi_old = self._behaviour(tensordict)
-        rows = max(1, CHUNK * len(tensordict) // tensordict.numel())
-        with self._actor():
+        # A recurrent actor has is_init in its data, and needs each sequence whole.
+        recurrent = tensordict.get("is_init", None) is not None
+        rows = len(tensordict) if recurrent else max(1, CHUNK * len(tensordict) // tensordict.numel())
+        with self._acting():
             params = [self.actor_network.get_dist_params(part.clone(False)) for part in tensordict.split(rows)]
             pi = self.actor_network.build_dist_from_params(torch.cat([p.select(*self._param_keys) for p in params]))
         valid = torch.ones(pi_old.batch_shape, dtype=torch.bool, device=self.objective.kl_lambda.device)
@@ -213,14 +233,21 @@ class ObjectiveLoss(PPOLoss):
         metrics |= self.objective.controller_metrics()
         return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
-    def _actor(self) -> contextlib.AbstractContextManager[Any]:
-        """The actor with its present parameters in it."""
-        if not self.functional:
-            return contextlib.nullcontext()
-        inside: contextlib.AbstractContextManager[Any] = self.actor_network_params.to_module(
-            self.actor_network, preserve_module_state=False
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[None]:
+        """The actor with its present parameters, in evaluation mode, over sequences as in `forward`."""
+        actor, training = self.actor_network, self.actor_network.training
+        inside = (
+            self.actor_network_params.to_module(actor, preserve_module_state=False)
+            if self.functional
+            else contextlib.nullcontext()
         )
-        return inside
+        actor.eval()
+        try:
+            with set_recurrent_mode(True), set_exploration_type(self.deterministic_sampling_mode), inside:
+                yield
+        finally:
+            actor.train(training)
 
     def _behaviour(self, tensordict: TensorDictBase) -> Distribution:
         """π_old, from the parameters that the collector stored."""
@@ -256,6 +283,13 @@ class ObjectiveLoss(PPOLoss):
         for name, number in (("value_clip_fraction", clip_fraction), ("explained_variance", explained_variance)):
             if number is not None:
                 losses.set(name, number)
+
+
+def _heads(actor: Any) -> list[ProbabilisticTensorDictModule]:
+    """What makes a distribution of parameters in the actor; nothing if it is not of the kind that has them apart."""
+    if not isinstance(actor, ProbabilisticTensorDictSequential):
+        return []
+    return [module for module in actor.modules() if isinstance(module, ProbabilisticTensorDictModule)]
 
 
 def _joint(dist: Distribution) -> Distribution:

@@ -82,7 +82,7 @@ class Objective(nn.Module):
         all_mean: Callable[[Tensor], Tensor] = _of_one_process,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.num_action_dims = config, num_action_dims
         surrogate, penalty, controller = config.surrogate, config.penalty, config.controller
         self._surrogate, self._surrogate_settings = SURROGATES[surrogate.kind], _settings(surrogate)
         self._rule, self._rule_settings = CONTROLLERS[controller.kind], _settings(controller)
@@ -235,16 +235,16 @@ class Objective(nn.Module):
         """Take the half-width ε of the band from other hands, as a trainer's own schedule of it; no gradient, no state.
 
         Args:
-            clip_eps: ε ≥ 0, for both sides.
+            clip_eps: ε, for both sides; below 0, where a schedule overshoots its end, what `torch.clamp` makes of it.
 
         Raises:
-            ValueError: ε is negative or not finite, or the objective has no band of one constant width to set.
+            ValueError: ε is not finite, or the objective has no band of one constant width to set.
         """
         surrogate = self.config.surrogate
         if not takes_clip_eps(surrogate):
             raise ValueError(f"set_clip_eps_: {surrogate} has no band with one constant ε; change its settings instead")
-        if not 0 <= clip_eps < math.inf:
-            raise ValueError(f"set_clip_eps_: clip_eps={clip_eps!r}; give a finite number ≥ 0")
+        if not math.isfinite(clip_eps):
+            raise ValueError(f"set_clip_eps_: clip_eps={clip_eps!r}; give a finite number")
         self._surrogate_settings["clip_eps"] = clip_eps
 
     def _ruled(self, kl: Tensor | None) -> tuple[Tensor, Tensor]:

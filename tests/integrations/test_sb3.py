@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import stable_baselines3
 import torch
 from gymnasium import spaces
 from script_modules import load_script
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, kl_divergence
 from stable_baselines3.common.logger import configure
@@ -42,6 +42,7 @@ CASES = {
     "gsde_squashed": (VECTOR, BOX, "MlpPolicy", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
     "clip_range": (VECTOR, BOX, "MlpPolicy", {"clip_range": 0.05}),
     "clip_range_to_0": (VECTOR, CHOICE, "MlpPolicy", {"clip_range": lambda remaining: 0.3 * remaining}),
+    "clip_range_below_0": (VECTOR, CHOICE, "MlpPolicy", {"clip_range": lambda remaining: 0.3 * remaining - 0.05}),
     "clip_range_vf": (VECTOR, BOX, "MlpPolicy", {"clip_range_vf": 0.1}),
     "target_kl": (VECTOR, CHOICE, "MlpPolicy", {"target_kl": 1e-3, "learning_rate": 3e-3}),
     "own_adv": (VECTOR, CHOICE, "MlpPolicy", {"normalize_advantage": False}),
@@ -282,6 +283,69 @@ def test_loading_with_another_objective_is_refused_with_the_way_to_do_it(venv, t
         PPOKL.load(tmp_path / "model", objective="kl_adaptive")
 
 
+def test_a_target_per_dimension_of_ones_own_count_survives_save_and_load(venv, tmp_path):
+    config = ObjectiveConfig(controller=type(ObjectiveConfig().controller)(kl_target=None, kl_target_per_dim=0.01))
+    for space in (BOX, CHOICE):
+        made = Objective(config, num_action_dims=7)
+        PPOKL("MlpPolicy", venv(VECTOR, space), objective=made, **SMALL).save(tmp_path / "model")
+        assert PPOKL.load(tmp_path / "model").objective.kl_target == pytest.approx(0.07)
+
+
+def test_a_file_of_the_host_is_refused_with_the_way_to_go_on(venv, tmp_path):
+    trained(PPO, "MlpPolicy", venv(), updates=1).save(tmp_path / "model")
+    for settings in ({}, {"objective": "clip"}):
+        with pytest.raises(ValueError, match=r"PPO without an objective.*set_parameters"):
+            PPOKL.load(tmp_path / "model", **settings)
+
+
+def test_the_schedules_that_others_put_in_place_of_saved_ones_load(venv, tmp_path):
+    trained(PPOKL, "MlpPolicy", venv(), updates=1).save(tmp_path / "model")
+    zero = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    loaded = PPOKL.load(tmp_path / "model", env=venv(), custom_objects=zero)
+    loaded.learn(80)
+    assert loaded.objective.config.name == "kl_adaptive"
+
+
+class DrawsAhead(RolloutBuffer):
+    def get(self, batch_size=None):
+        yield from list(super().get(batch_size))
+
+
+def test_a_buffer_that_draws_ahead_is_paired_with_its_own_rows(venv):
+    host = trained(PPO, "MlpPolicy", venv(), rollout_buffer_class=DrawsAhead)
+    ours = PPOKL("MlpPolicy", venv(), objective="clip", rollout_buffer_class=DrawsAhead, **SMALL)
+    kls = []
+    divergence = ours.objective.divergence
+    ours.objective.divergence = lambda pi_old, pi: kls.append(divergence(pi_old, pi)) or kls[-1]
+    ours.learn(UPDATES * 80)
+    assert kls[0].abs().max() < 1e-6
+    assert all(torch.equal(x, y) for x, y in zip(host.policy.parameters(), ours.policy.parameters(), strict=True))
+
+
+def test_a_buffer_whose_rows_are_not_known_is_refused_by_name(venv):
+    class Own(RolloutBuffer):
+        def get(self, batch_size=None):
+            yield RolloutBuffer._get_samples(self, np.arange(4))
+
+    with pytest.raises(TypeError, match=r"Own\.get.*_get_samples"):
+        PPOKL("MlpPolicy", venv(), rollout_buffer_class=Own, **SMALL).learn(80)
+
+
+def test_a_policy_that_measures_itself_by_another_distribution_is_refused(venv):
+    class Fresh(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent_pi):
+            return type(self.action_dist)(self.action_dist.action_dim).proba_distribution(self.action_net(latent_pi))
+
+    with pytest.raises(NotImplementedError, match="does not set policy"):
+        PPOKL(Fresh, venv(), **SMALL).learn(80)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_a_clip_range_that_is_none_is_refused(wrong, venv):
+    with pytest.raises(ValueError, match="clip_range="):
+        PPOKL("MlpPolicy", venv(), objective="clip", clip_range=wrong)
+
+
 @pytest.mark.parametrize("objective", ["kl_adaptive", "spo"])
 def test_a_clip_range_that_would_be_ignored_is_refused(objective, venv):
     with pytest.raises(ValueError, match=r"clip_range=0\.1.*" + objective):
@@ -394,10 +458,6 @@ def test_without_the_library_the_error_names_the_extra():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 'pip install "ppo-kl[sb3]"' in said
     assert "stable_baselines3" in said
-
-
-def test_the_version_is_the_one_that_is_tested():
-    assert stable_baselines3.__version__.startswith("2.")
 
 
 def test_the_example_runs_and_shows_lambda(tmp_path, capsys, monkeypatch):

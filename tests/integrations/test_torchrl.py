@@ -12,7 +12,14 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchrl deprecates classes of its own while it is imported
     from tensordict import TensorDict
-    from tensordict.nn import CompositeDistribution, NormalParamExtractor, TensorDictModule, set_composite_lp_aggregate
+    from tensordict.nn import (
+        CompositeDistribution,
+        NormalParamExtractor,
+        ProbabilisticTensorDictSequential,
+        TensorDictModule,
+        TensorDictSequential,
+        set_composite_lp_aggregate,
+    )
     from torchrl.checkpoint import Checkpoint
     from torchrl.collectors import Collector
     from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -20,12 +27,14 @@ with warnings.catch_warnings():
     from torchrl.envs import GymEnv
     from torchrl.modules import (
         IndependentNormal,
+        LSTMModule,
         MaskedCategorical,
         OneHotCategorical,
         ProbabilisticActor,
         TanhNormal,
         TruncatedNormal,
         ValueOperator,
+        set_recurrent_mode,
     )
     from torchrl.objectives import ClipPPOLoss, KLPENPPOLoss, ValueEstimators
     from torchrl.objectives.value import GAE
@@ -105,7 +114,7 @@ def normal_actor():
     return actor_of(IndependentNormal, LOC_SCALE)
 
 
-def assert_same_losses_and_gradients(host, ours, rollout, modules):
+def assert_same_losses_and_gradients(host, ours, rollout, modules, logged=("entropy", "kl_approx")):
     outs = []
     for loss in (host, ours):
         torch.manual_seed(1)  # an entropy without a formula is sampled
@@ -114,7 +123,7 @@ def assert_same_losses_and_gradients(host, ours, rollout, modules):
         parameters = [p for module in modules for p in module.parameters()]
         outs.append((out, torch.autograd.grad(total, parameters)))
     (theirs, their_grads), (own, own_grads) = outs
-    for key in ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx"):
+    for key in ("loss_objective", "loss_critic", "loss_entropy", *logged):
         torch.testing.assert_close(own[key], theirs[key], rtol=1e-5, atol=1e-6)
     assert any(grad.abs().max() > 1e-3 for grad in own_grads)
     for theirs_, own_ in zip(their_grads, own_grads, strict=True):
@@ -183,9 +192,10 @@ def test_samples_that_a_mask_excludes_count_nowhere():
     valid = torch.arange(32) < 20
     masked = rollout.clone().set("shifted_valid", valid)
     host, ours = ClipPPOLoss(actor, critic), ObjectiveLoss(actor, critic, objective="clip")
-    assert_same_losses_and_gradients(host, ours, masked, (actor, critic))
+    # The host's own kl_approx and entropy count every sample all the same.
+    assert_same_losses_and_gradients(host, ours, masked, (actor, critic), logged=())
     kept = ours(rollout[:20])
-    for key in ("loss_objective", "kl", "clip_fraction"):
+    for key in ("loss_objective", *METRICS):
         torch.testing.assert_close(ours(masked)[key], kept[key])
     assert ours.adapt_(masked)["kl/forward"] == pytest.approx(ours.adapt_(rollout[:20])["kl/forward"])
 
@@ -403,6 +413,74 @@ def test_a_distribution_without_an_exact_kl_is_refused_by_name():
         ObjectiveLoss(actor, critic_of())(rollout)
 
 
+def test_several_distributions_in_a_row_are_refused():
+    first = actor_of(Categorical, LOGITS)
+    second = ProbabilisticActor(
+        TensorDictModule(nn.Linear(3, 4), in_keys=["observation"], out_keys=["logits2"]),
+        in_keys={"logits": "logits2"},
+        out_keys=["action2"],
+        distribution_class=Categorical,
+        return_log_prob=True,
+        log_prob_key="logp2",
+    )
+    with pytest.raises(TypeError, match=r"2 distributions.*CompositeDistribution"):
+        ObjectiveLoss(ProbabilisticTensorDictSequential(*first, *second), critic_of())
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("clip_epsilon", "clip_eps"), ("dtarg", "kl_target"), ("beta", "kl_lambda"), ("entropy_coef", "signature")],
+)
+def test_a_setting_that_would_be_ignored_is_refused_with_its_place(name, remedy):
+    with pytest.raises(TypeError, match=f"{name}=0.3.*{remedy}"):
+        ObjectiveLoss(normal_actor(), critic_of(), **{name: 0.3})
+
+
+def test_a_recurrent_policy_is_measured_over_its_sequences():
+    lstm = LSTMModule(input_size=3, hidden_size=4, in_key="observation", out_key="hidden")
+    head = TensorDictModule(
+        nn.Sequential(nn.Linear(4, 4), NormalParamExtractor()), in_keys=["hidden"], out_keys=LOC_SCALE
+    )
+    actor = ProbabilisticActor(
+        TensorDictSequential(lstm, head), in_keys=LOC_SCALE, distribution_class=IndependentNormal, return_log_prob=True
+    )
+    rollout = TensorDict({"observation": torch.randn(2, 30, 3), "is_init": torch.zeros(2, 30, 1).bool()}, [2, 30])
+    rollout["is_init"][:, 0] = True
+    with torch.no_grad(), set_recurrent_mode(True):
+        rollout = actor(rollout)
+        for parameter in actor.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    rollout["advantage"], rollout["value_target"] = torch.randn(2, 30, 1), torch.randn(2, 30, 1)
+    loss = ObjectiveLoss(actor, critic_of())
+    kl = loss(rollout)["kl"].item()
+    assert kl > 0.01
+    assert loss.adapt_(rollout)["kl/controlled"] == pytest.approx(kl, rel=1e-5)
+
+
+def test_the_rollout_is_measured_in_evaluation_mode_and_leaves_the_actor_as_it_was():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4), NormalParamExtractor())
+    module = TensorDictModule(net, in_keys=["observation"], out_keys=LOC_SCALE)
+    actor = ProbabilisticActor(
+        module, in_keys=LOC_SCALE, distribution_class=IndependentNormal, return_log_prob=True
+    ).eval()
+    rollout = TensorDict({"observation": torch.randn(32, 3)}, [32])
+    with torch.no_grad():
+        rollout = actor(rollout)
+    loss = ObjectiveLoss(actor.train(), critic_of())
+    before = {name: x.clone() for name, x in loss.state_dict().items() if "objective" not in name}
+    assert loss.adapt_(rollout)["kl/forward"] == pytest.approx(0, abs=1e-6)
+    assert loss.actor_network.training
+    assert all(torch.equal(loss.state_dict()[name], x) for name, x in before.items())
+
+
+def test_a_rollout_of_nothing_is_refused():
+    actor = normal_actor()
+    rollout = collected(actor, 4)
+    for empty in (rollout[:0], rollout[0]):
+        with pytest.raises(ValueError, match="has no samples"):
+            ObjectiveLoss(actor, critic_of()).adapt_(empty)
+
+
 def test_an_actor_that_is_no_distribution_is_refused():
     module = TensorDictModule(nn.Linear(3, 4), in_keys=["observation"], out_keys=["action"])
     with pytest.raises(TypeError, match="TensorDictModule"):
@@ -413,7 +491,7 @@ def test_an_advantage_of_another_shape_is_refused():
     actor = normal_actor()
     rollout = collected(actor, 8)
     rollout["advantage"] = rollout["advantage"].squeeze(-1)
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises((ValueError, RuntimeError), match=r"shape|size|must match"):
         ObjectiveLoss(actor, critic_of())(rollout)
 
 

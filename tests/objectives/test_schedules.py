@@ -159,7 +159,7 @@ def test_an_eps_that_would_be_ignored_or_is_none_is_refused():
             Objective.from_preset(preset, **settings).set_clip_eps_(0.1)
     with pytest.raises(ValueError, match="no band with one constant"):
         Objective.from_preset("clip", clip_eps_schedule="linear").set_clip_eps_(0.1)
-    for wrong in (-0.1, float("nan"), float("inf")):
+    for wrong in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="clip_eps="):
             Objective.from_preset("clip").set_clip_eps_(wrong)
 
