@@ -137,7 +137,7 @@ def _objective_layer(objective: str) -> Located:
     """The YAML named `objective`, or the preset of that name that a plug-in or an installed package added."""
     if _is_path(objective) or objective in _shipped("objective"):
         return read_yaml(_find("objective", objective, "--objective"))
-    preset = preset_named(objective)
+    preset = preset_named(objective, "--objective")
     return _compose(yaml.safe_dump({"objective": to_dict(preset)}), f"preset {objective}")
 
 

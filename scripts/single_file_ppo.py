@@ -4,8 +4,8 @@
     python scripts/single_file_ppo.py --objective clip --seed 1
     python scripts/single_file_ppo.py --env Pendulum-v1 --total-steps 200000
 
-It needs torch, gymnasium, numpy and ppo_kl.objectives. What makes it ppo_kl are the lines marked OBJECTIVE: two in the
-minibatch, one after the rollout's update. Copy it, change it.
+It needs torch with its TensorBoard writer, gymnasium, numpy and ppo_kl.objectives. What makes it ppo_kl are the lines
+marked OBJECTIVE: two in the minibatch, one after the rollout's update. Copy it, change it.
 """
 
 import argparse
@@ -44,11 +44,27 @@ def parse() -> argparse.Namespace:
 
 
 def make_env(env_id: str) -> gym.Env:
-    """One environment; actions of a Box are clipped to [-1, 1] and scaled to what it takes."""
+    """One environment of vectors; actions of a Box that has bounds are clipped to [-1, 1] and scaled to them."""
     env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id))
-    if isinstance(env.action_space, gym.spaces.Box):
+    obs_space, space = env.observation_space, env.action_space
+    discrete = isinstance(space, gym.spaces.Discrete) and space.start == 0
+    box = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1 or not (discrete or box):
+        raise SystemExit(
+            f"--env {env_id}: {obs_space} -> {space}; this file takes vectors, and Discrete or vector actions"
+        )
+    if box and space.is_bounded("both"):
         env = gym.wrappers.ClipAction(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
     return env
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, over: Tensor, gamma: float) -> Tensor:
+    """Advantages, all [T, N], backwards: a trace ends with its episode; next_value is 0 after a termination."""
+    adv, trace = torch.zeros_like(reward), torch.zeros_like(reward[0])
+    for t in reversed(range(len(reward))):
+        trace = reward[t] + gamma * next_value[t] - value[t] + gamma * GAE_LAMBDA * (1 - over[t]) * trace
+        adv[t] = trace
+    return adv
 
 
 def layer(n_in: int, n_out: int, gain: float = 2**0.5) -> nn.Linear:
@@ -98,10 +114,6 @@ def main() -> float:
     # SAME_STEP: the row after the end of an episode is the first of the next, and no row is a dummy.
     envs = SyncVectorEnv([lambda: make_env(args.env)] * N, autoreset_mode=AutoresetMode.SAME_STEP)
     obs_shape = envs.single_observation_space.shape
-    if obs_shape is None or len(obs_shape) != 1:
-        raise SystemExit(f"--env {args.env}: observations of shape {obs_shape}; this file takes vectors")
-    if not isinstance(envs.single_action_space, gym.spaces.Discrete | gym.spaces.Box):
-        raise SystemExit(f"--env {args.env}: {envs.single_action_space}; this file takes Discrete and Box actions")
 
     agent = ActorCritic(envs.single_action_space, obs_shape[0]).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=LR, eps=1e-5)
@@ -145,12 +157,7 @@ def main() -> float:
                 # A termination is worth nothing more; a truncation what its true last observation is worth.
                 next_value[t] = agent(following.to(device))[1].cpu() * torch.as_tensor(~terminated)
 
-        # Advantages, backwards: the trace ends with the episode.
-        adv = torch.zeros(T, N)
-        trace = torch.zeros(N)
-        for t in reversed(range(T)):
-            trace = reward[t] + gamma * next_value[t] - value[t] + gamma * GAE_LAMBDA * (1 - over[t]) * trace
-            adv[t] = trace
+        adv = gae(reward, value, next_value, over, gamma)
         batch = [x.flatten(0, 1).to(device) for x in (obs, action, params_old, adv, adv + value)]
         b_obs, b_action, b_params_old, b_adv, b_ret = batch
         with torch.no_grad():

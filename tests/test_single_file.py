@@ -4,6 +4,8 @@ import ast
 import math
 import sys
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from script_modules import ROOT, load_script
@@ -65,10 +67,78 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(run, tmp_pa
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("env", ["FrozenLake-v1"])
-def test_a_task_that_it_cannot_do_is_refused_by_name(env, run):
-    with pytest.raises(SystemExit, match=r"FrozenLake-v1.*takes vectors"):
-        run("--env", env)
+def test_the_advantages_are_the_discounted_sum_of_errors_up_to_the_end_of_each_episode():
+    script = load_script("single_file_ppo")
+    gamma, lam, T, N = 0.9, script.GAE_LAMBDA, 12, 3
+    reward, value, next_value = (torch.randn(T, N, dtype=torch.float64) for _ in range(3))
+    over = (torch.rand(T, N) < 0.3).double()
+    delta = reward + gamma * next_value - value
+    expected = torch.zeros(T, N, dtype=torch.float64)
+    for t in range(T):
+        for n in range(N):
+            for k in range(t, T):
+                expected[t, n] += (gamma * lam) ** (k - t) * delta[k, n]
+                if over[k, n]:
+                    break
+    torch.testing.assert_close(script.gae(reward, value, next_value, over, gamma), expected)
+
+
+class OneStep(gym.Env):
+    """Reward 1, and the episode is over: by termination or by truncation."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, terminated):
+        self.terminated = terminated
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.ones(2, np.float32), 1.0, self.terminated, not self.terminated, {}
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_after_a_termination_nothing_is_worth_more_and_after_a_truncation_the_true_last_state_is(terminated, run):
+    gym.register("OneStep-v0", OneStep, kwargs={"terminated": terminated})
+    try:
+        folder, _ = run("--env", "OneStep-v0", "--total-steps", "30000", "--objective", "clip")
+    finally:
+        del gym.registry["OneStep-v0"]
+    script = load_script("single_file_ppo")
+    agent = script.ActorCritic(OneStep.action_space, 2)
+    agent.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["agent"])
+    with torch.no_grad():
+        start, end = agent(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))[1].tolist()
+    # Only the first state is ever collected: V is 1 there, and 1 + γ V(end) where the end counts.
+    assert start == pytest.approx(1.0 if terminated else 1 + script.DISCRETE["gamma"] * end, rel=0.1)
+    assert terminated or start > 5
+
+
+class Unusual(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.Discrete(3, start=5), gym.spaces.MultiBinary(2), gym.spaces.Box(-1, 1, (2, 2), np.float32)],
+    ids=str,
+)
+def test_actions_that_it_cannot_do_are_refused_by_name(space):
+    gym.register("Unusual-v0", Unusual, kwargs={"action_space": space}, disable_env_checker=True)
+    try:
+        with pytest.raises(SystemExit, match=r"Unusual-v0.*this file takes vectors"):
+            load_script("single_file_ppo").make_env("Unusual-v0")
+    finally:
+        del gym.registry["Unusual-v0"]
+
+
+def test_observations_that_it_cannot_do_are_refused_by_name(run):
+    with pytest.raises(SystemExit, match=r"FrozenLake-v1.*this file takes vectors"):
+        run("--env", "FrozenLake-v1")
 
 
 @pytest.mark.slow

@@ -271,8 +271,12 @@ PRESETS: dict[str, ObjectiveConfig] = {make.__name__: make() for make in PUBLISH
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 
-def preset_named(name: str) -> ObjectiveConfig:
+def preset_named(name: str, asked: str = "objective") -> ObjectiveConfig:
     """The preset `name`, from an installed package's entry point where it is none of ours.
+
+    Args:
+        name: of a preset.
+        asked: how the user gave it, for the message.
 
     Raises:
         ConfigError: unknown preset, or a package that cannot be loaded.
@@ -280,7 +284,7 @@ def preset_named(name: str) -> ObjectiveConfig:
     if name not in PRESETS:
         _load_entry_points(name)
     if name not in PRESETS:
-        raise ConfigError(f"--objective {name}: unknown preset{nearest(name, PRESETS)}")
+        raise ConfigError(f"{asked} {name}: unknown preset{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -335,7 +339,7 @@ def preset(name: str, **settings: Any) -> ObjectiveConfig:
             known = [n for part in parts.values() for n in _names(part)]
             hint = nearest(setting_name, known) if not owners else f" (in {' and '.join(owners)}: give the part itself)"
             raise ConfigError(
-                f"{setting_name}={value!r}: objective {name!r} has no one such setting{hint}", setting_name
+                f"{setting_name}={value!r}: objective {name!r} has not one setting of this name{hint}", setting_name
             )
         changes[owners[0]][setting_name] = value
     # All settings of a part at once, so that two that depend on each other may come in any order.

@@ -25,6 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     env = TransformedEnv(GymEnv("Pendulum-v1"), RewardSum())
+    env.set_seed(0)
     net = nn.Sequential(MLP(3, 1, num_cells=[64, 64], activation_class=nn.Tanh), AddStateIndependentNormalScale(1))
     actor = ProbabilisticActor(
         TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
