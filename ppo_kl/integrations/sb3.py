@@ -157,15 +157,9 @@ class PPOKL(PPO):
                     index = torch.as_tensor(drawn, device=self.device)
                     loss, numbers = self._loss(data, self._build([p[index] for p in params_old]), clip_range_vf)
                     epochs[-1].append(numbers)
-                    if self.target_kl is not None:
-                        approx_kl = numbers[APPROX_KL].cpu().numpy()
-                        if approx_kl > 1.5 * self.target_kl:
-                            stopped = True
-                            if self.verbose >= 1:
-                                print(
-                                    f"Early stopping at step {len(epochs) - 1} due to reaching max kl: {approx_kl:.2f}"
-                                )
-                            break
+                    stopped = self._stops(numbers, len(epochs) - 1)
+                    if stopped:
+                        break
                     policy.optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
@@ -179,6 +173,16 @@ class PPOKL(PPO):
         if params_old is not None:
             self._log_losses(epochs, clip_range, clip_range_vf)
             self._adapt(self._build(params_old))
+
+    def _stops(self, numbers: Tensor, epoch: int) -> bool:
+        """Whether `target_kl` ends the update here, by SB3's estimate and with its words."""
+        if self.target_kl is None:
+            return False
+        approx_kl = numbers[APPROX_KL].cpu().numpy()
+        stops = bool(approx_kl > 1.5 * self.target_kl)
+        if stops and self.verbose >= 1:
+            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+        return stops
 
     def _follow_schedules(self) -> tuple[float | None, float | None]:
         """Bring what follows the progress of training to where it stands; clip_range and clip_range_vf now."""
