@@ -212,8 +212,8 @@ class ObjectiveLoss(PPOLoss):
 
         Raises:
             KeyError: the parameters of the policy at collection are not in the rollout.
-            ValueError: there is no rollout (a trainer that collects asynchronously hands none to its hooks), or it is
-                empty.
+            ValueError: there is no rollout (a trainer that collects asynchronously hands none to its hooks), or no
+                sample in it counts.
         """
         if tensordict is None:
             raise ValueError("ObjectiveLoss.adapt_: there is no rollout; an asynchronous collector hands none on")
@@ -228,6 +228,8 @@ class ObjectiveLoss(PPOLoss):
             pi = self.actor_network.build_dist_from_params(torch.cat([p.select(*self._param_keys) for p in params]))
         valid = torch.ones(pi_old.batch_shape, dtype=torch.bool, device=self.objective.kl_lambda.device)
         mask = self._valid(tensordict, valid.unsqueeze(-1))
+        if mask is not None and not mask.any():
+            raise ValueError("ObjectiveLoss.adapt_: the masks of the rollout leave no sample to measure the KL on")
         metrics = kl_metrics(self.objective, pi_old, _joint(pi), valid if mask is None else mask.view_as(valid))
         self.objective.adapt_(metrics["kl/controlled"], progress=progress)
         metrics |= self.objective.controller_metrics()

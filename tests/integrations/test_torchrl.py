@@ -479,6 +479,9 @@ def test_a_rollout_of_nothing_is_refused():
     for empty in (rollout[:0], rollout[0]):
         with pytest.raises(ValueError, match="has no samples"):
             ObjectiveLoss(actor, critic_of()).adapt_(empty)
+    masked = rollout.clone().set("shifted_valid", torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="leave no sample"):
+        ObjectiveLoss(actor, critic_of()).adapt_(masked)
 
 
 def test_an_actor_that_is_no_distribution_is_refused():
