@@ -191,10 +191,10 @@ MUTANTS = (
         "tests/integrations/test_sb3.py",
     ),
     Mutant(
-        "SB3: λ adapts on the largest KL of a state",
-        "ppo_kl/integrations/sb3.py",
-        'self.objective.adapt_(metrics["kl/controlled"])',
-        'self.objective.adapt_(metrics["kl/forward_max"])',
+        "adapters: λ adapts on the largest KL of a state",
+        "ppo_kl/integrations/adapter.py",
+        'objective.adapt_(metrics["kl/controlled"], progress',
+        'objective.adapt_(metrics["kl/forward_max"], progress',
         "tests/integrations/test_sb3.py",
     ),
     Mutant(

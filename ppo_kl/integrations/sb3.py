@@ -20,9 +20,8 @@ from torch.distributions import Distribution as TorchDistribution
 from torch.nn.functional import mse_loss
 
 from ppo_kl.config.objective import ObjectiveConfig
-from ppo_kl.integrations.adapter import as_objective, missing_library
+from ppo_kl.integrations.adapter import adapt_, as_objective, missing_library
 from ppo_kl.integrations.sb3_distributions import kind_of, torch_distribution
-from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import REFERENCE_CLIP_EPS, Objective, takes_clip_eps
 
 try:
@@ -242,10 +241,7 @@ class PPOKL(PPO):
 
     def _adapt(self, pi_old: TorchDistribution) -> None:
         """Move λ by the KL of the whole rollout at the new θ, and log it."""
-        metrics = kl_metrics(self.objective, pi_old, self._build(self._rollout_params()))
-        self.objective.adapt_(metrics["kl/controlled"])
-        metrics |= self.objective.controller_metrics()
-        for tag, number in zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True):
+        for tag, number in adapt_(self.objective, pi_old, self._build(self._rollout_params())).items():
             self.logger.record(tag, number, exclude=None if tag in ON_SCREEN else "stdout")
 
     def _log_losses(self, epochs: list[list[Tensor]], clip_range: float | None, clip_range_vf: float | None) -> None:

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppo_kl.config.objective import ObjectiveConfig
-from ppo_kl.integrations.adapter import as_objective, missing_library
+from ppo_kl.integrations.adapter import adapt_, as_objective, missing_library
 from ppo_kl.objectives.distributions import Joint
 from ppo_kl.objectives.divergence import policy_kl
-from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import Objective
 
 try:
@@ -228,12 +227,11 @@ class ObjectiveLoss(PPOLoss):
             pi = self.actor_network.build_dist_from_params(torch.cat([p.select(*self._param_keys) for p in params]))
         valid = torch.ones(pi_old.batch_shape, dtype=torch.bool, device=self.objective.kl_lambda.device)
         mask = self._valid(tensordict, valid.unsqueeze(-1))
-        if mask is not None and not mask.any():
-            raise ValueError("ObjectiveLoss.adapt_: the masks of the rollout leave no sample to measure the KL on")
-        metrics = kl_metrics(self.objective, pi_old, _joint(pi), valid if mask is None else mask.view_as(valid))
-        self.objective.adapt_(metrics["kl/controlled"], progress=progress)
-        metrics |= self.objective.controller_metrics()
-        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        if mask is not None:
+            valid = mask.view_as(valid)
+            if not valid.any():
+                raise ValueError("ObjectiveLoss.adapt_: the masks of the rollout leave no sample to measure the KL on")
+        return adapt_(self.objective, pi_old, _joint(pi), valid, progress)
 
     @contextlib.contextmanager
     def _acting(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """An environment of any two spaces, for trainers that bring their own loop."""
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -35,3 +37,22 @@ class AnySpaces(gym.Env):
 @pytest.fixture
 def any_spaces():
     return AnySpaces
+
+
+@pytest.fixture
+def said_without():
+    """What importing an adapter says where a library that it needs is not installed; importing ppo_kl says nothing."""
+
+    def said(library: str, adapter: str) -> str:
+        code = (
+            "import sys\n"
+            f"sys.modules[{library!r}] = None\n"
+            "import ppo_kl, ppo_kl.integrations\n"
+            "try:\n"
+            f"    import ppo_kl.integrations.{adapter}\n"
+            "except ImportError as error:\n"
+            "    print(error)\n"
+        )
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    return said

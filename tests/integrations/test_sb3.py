@@ -1,7 +1,6 @@
 """PPOKL is Stable-Baselines3's PPO with another loss, and nothing else: with the clipped one it is PPO, bit for bit."""
 
 import csv
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -68,6 +67,13 @@ def trained(cls, policy, env, updates=UPDATES, **settings):
     model = cls(policy, env, **{**SMALL, **settings})
     model.set_logger(configure(None, []))
     return model.learn(updates * model.n_steps * env.num_envs)
+
+
+def kls_of(model):
+    """The KLs of the samples of each minibatch that is trained from now on."""
+    kls, divergence = [], model.objective.divergence
+    model.objective.divergence = lambda pi_old, pi: kls.append(divergence(pi_old, pi)) or kls[-1]
+    return kls
 
 
 class Records(BaseCallback):
@@ -190,9 +196,7 @@ def test_the_behaviour_policy_gives_back_the_log_probabilities_of_the_rollout(ca
 def test_each_sample_has_its_own_old_policy(case, venv):
     obs_space, action_space, policy, settings = CASES[case]
     model = PPOKL(policy, venv(obs_space, action_space), **{**SMALL, **settings, "learning_rate": 1e-2})
-    kls = []
-    divergence = model.objective.divergence
-    model.objective.divergence = lambda pi_old, pi: kls.append(divergence(pi_old, pi)) or kls[-1]
+    kls = kls_of(model)
     model.learn(80)
     # Before the first step π is π_old, sample by sample; after it no more.
     assert kls[0].abs().max() < 1e-6
@@ -314,9 +318,7 @@ class DrawsAhead(RolloutBuffer):
 def test_a_buffer_that_draws_ahead_is_paired_with_its_own_rows(venv):
     host = trained(PPO, "MlpPolicy", venv(), rollout_buffer_class=DrawsAhead)
     ours = PPOKL("MlpPolicy", venv(), objective="clip", rollout_buffer_class=DrawsAhead, **SMALL)
-    kls = []
-    divergence = ours.objective.divergence
-    ours.objective.divergence = lambda pi_old, pi: kls.append(divergence(pi_old, pi)) or kls[-1]
+    kls = kls_of(ours)
     ours.learn(UPDATES * 80)
     assert kls[0].abs().max() < 1e-6
     assert all(torch.equal(x, y) for x, y in zip(host.policy.parameters(), ours.policy.parameters(), strict=True))
@@ -445,17 +447,8 @@ def test_the_hosts_example_runs_with_two_lines_changed():
     assert names["model"].objective.kl_lambda != 1.0
 
 
-def test_without_the_library_the_error_names_the_extra():
-    code = (
-        "import sys\n"
-        "sys.modules['stable_baselines3'] = None\n"
-        "import ppo_kl, ppo_kl.integrations\n"
-        "try:\n"
-        "    import ppo_kl.integrations.sb3\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def test_without_the_library_the_error_names_the_extra(said_without):
+    said = said_without("stable_baselines3", "sb3")
     assert 'pip install "ppo-kl[sb3]"' in said
     assert "stable_baselines3" in said
 

@@ -1,6 +1,5 @@
 """ObjectiveLoss is TorchRL's loss module with another policy loss: its own two are two of its objectives."""
 
-import subprocess
 import sys
 import warnings
 
@@ -593,17 +592,8 @@ def test_the_hosts_loop_runs_with_two_lines_changed_and_adapts_with_a_third():
             assert (names["loss_module"].objective.kl_lambda != 1.0) == lambda_moves
 
 
-def test_without_the_library_the_error_names_the_extra():
-    code = (
-        "import sys\n"
-        "sys.modules['tensordict'] = None\n"
-        "import ppo_kl, ppo_kl.integrations\n"
-        "try:\n"
-        "    import ppo_kl.integrations.torchrl\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def test_without_the_library_the_error_names_the_extra(said_without):
+    said = said_without("tensordict", "torchrl")
     assert 'pip install "ppo-kl[torchrl]"' in said
     assert "tensordict" in said
 
