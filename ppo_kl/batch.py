@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ppo_kl.observations import Obs, over_parts
+
+State = tuple[Tensor, ...]
 
 
 class Rollout(NamedTuple):
     """What the collector saw in T steps of N environments; every tensor starts with `[T, N]`."""
 
-    obs: Tensor
-    """What the policy acted on, before normalisation, `[T, N, *obs]`."""
+    obs: Obs
+    """What the policy acted on, before normalisation, `[T, N, *obs]`; by part where the space has several."""
     action: Tensor
     """As sampled, before it is fitted to the action space, `[T, N]` or `[T, N, A]`."""
     reward: Tensor
@@ -32,13 +37,23 @@ class Rollout(NamedTuple):
     """π_old itself, as flat distribution parameters, `[T, N, P]`."""
     valid: Tensor
     """Which rows are transitions; the step that only resets an environment is not, `[T, N]` bool."""
+    action_mask: Tensor | None = None
+    """Which actions the environment allowed, `[T, N, num_mask]` bool; none where it never said."""
+    starts: Tensor | None = None
+    """Where `obs` begins an episode, `[T, N]` bool; recurrent policies alone."""
+    state: State = ()
+    """What a recurrent policy remembered before it saw `obs`, `[T, N, ...]` each."""
 
 
 class Batch(NamedTuple):
-    """Samples to learn from; every tensor starts with `[B]`."""
+    """Samples to learn from; every tensor starts with `[B]`.
 
-    obs: Tensor
-    """Normalised, as the policy takes it, `[B, *obs]`."""
+    Recurrent policies learn from S sequences of L steps each, B = S·L, padded with rows that do not count: `obs` is
+    then `[S, L, *obs]` and `state` `[S, ...]`. A *unit* is what minibatches are made of, a row or a whole sequence.
+    """
+
+    obs: Obs
+    """Normalised, as the policy takes it, `[B, *obs]` or `[S, L, *obs]`."""
     action: Tensor
     """`[B]` or `[B, A]`."""
     logp_old: Tensor
@@ -53,27 +68,53 @@ class Batch(NamedTuple):
     """`[B]`."""
     valid: Tensor
     """`[B]` bool."""
+    action_mask: Tensor | None = None
+    """The mask the action was drawn with, `[B, num_mask]` bool."""
+    state: State = ()
+    """What the policy remembered before each sequence, `[S, ...]` each; empty where it remembers nothing."""
+
+    def units(self) -> Tensor:
+        """The indices of the units that a minibatch may hold: the rows that count, or every sequence."""
+        if self.state:
+            return torch.arange(len(self.state[0]), device=self.valid.device)
+        return self.valid.nonzero().squeeze(-1)
 
     def rows(self, index: Tensor, valid: Tensor) -> Batch:
-        """The rows `index`, of which `valid` count; both `[M]`."""
-        return Batch._make([*(x[index] for x in self[:-1]), valid])
+        """The units `index`, of which `valid` count; both `[M]`."""
+        if not self.state:
+            return self._at(index, index)._replace(valid=valid)
+        length = len(self.valid) // len(self.state[0])
+        rows = (index[:, None] * length + torch.arange(length, device=index.device)).flatten()
+        taken = self._at(index, rows)
+        return taken._replace(valid=taken.valid & valid.repeat_interleave(length))
+
+    def _at(self, units: Tensor, rows: Tensor) -> Batch:
+        values = {name: x[rows] for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
+        obs, state = over_parts(lambda x: x[units], self.obs), tuple(x[units] for x in self.state)
+        return self._replace(**values, obs=obs, state=state)
 
 
-def flatten(rollout: Rollout, adv: Tensor, ret: Tensor, normalize: Callable[[Tensor], Tensor]) -> Batch:
-    """`[T, N]` becomes `[B]`, B = T·N; observations are normalised once for the whole update.
+def flatten(
+    rollout: Rollout, adv: Tensor, ret: Tensor, normalize: Callable[[Obs], Obs], sequence_length: int = 1
+) -> Batch:
+    """`[T, N]` becomes `[B]`; observations are normalised once for the whole update.
 
     Args:
         rollout: `[T, N]`.
         adv: `[T, N]`.
         ret: `[T, N]`.
         normalize: the observation normaliser, frozen since the rollout began.
+        sequence_length: of recurrent policies: the longest sequence.
+
+    Returns:
+        B = T·N rows; or sequences, where the rollout has a state.
     """
 
     def flat(x: Tensor) -> Tensor:
         return x.flatten(0, 1)
 
-    return Batch(
-        obs=normalize(flat(rollout.obs)),
+    batch = Batch(
+        obs=normalize(over_parts(flat, rollout.obs)),
         action=flat(rollout.action),
         logp_old=flat(rollout.logp),
         params_old=flat(rollout.params),
@@ -81,28 +122,68 @@ def flatten(rollout: Rollout, adv: Tensor, ret: Tensor, normalize: Callable[[Ten
         ret=flat(ret),
         value_old=flat(rollout.value),
         valid=flat(rollout.valid),
+        action_mask=None if rollout.action_mask is None else flat(rollout.action_mask),
     )
+    if not rollout.state or rollout.starts is None:
+        return batch
+    index, valid = sequences(rollout.starts, rollout.valid, sequence_length)
+    rows = index.flatten()
+    taken = batch._at(rows, rows)
+    obs = over_parts(lambda x: x.unflatten(0, index.shape), taken.obs)
+    return taken._replace(obs=obs, valid=valid.flatten(), state=tuple(flat(x)[index[:, 0]] for x in rollout.state))
 
 
-def minibatches(valid_index: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random partition of the valid rows into minibatches of one fixed shape.
-
-    The rows are dealt into ⌈n / size⌉ parts that differ by at most one row, each padded to the largest part, so that no
-    small remainder gets a whole gradient step of its own.
+def sequences(starts: Tensor, valid: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Stretches of consecutive steps of one environment, of `length` at most, in none of which an episode begins.
 
     Args:
-        valid_index: which rows of the batch count, `[n]`, n ≥ 1.
-        size: largest minibatch.
-        generator: on the CPU, the update's own random stream.
+        starts: where an episode begins, `[T, N]` bool.
+        valid: which rows count; those that do not are in no stretch, `[T, N]` bool.
+        length: of the longest stretch.
 
     Returns:
-        index `[parts, M]` and valid `[parts, M]` bool, M = ⌈n / parts⌉ ≤ size, on the device of `valid_index`.
+        index into the flattened rows and valid, both `[S, L]`, L the longest stretch there is; shorter ones are padded
+        at their ends with their last row.
     """
-    n = len(valid_index)
-    parts = -(-n // size)
+    T, N = valid.shape
+    counts, begins = valid.T.cpu().numpy(), starts.T.cpu().numpy().copy()  # [N, T]: an environment's steps in a row
+    begins[:, 0] = True
+    begins[:, 1:] |= ~counts[:, :-1]
+    step = np.arange(T)[None, :]
+    since = step - np.maximum.accumulate(np.where(begins, step, 0), 1)
+    env, first = np.nonzero(counts & (since % length == 0))
+    # A stretch ends before the next one, or before a row that does not count.
+    ends_here = np.concatenate([(since[:, 1:] % length == 0) | ~counts[:, 1:], np.ones((N, 1), bool)], 1)
+    last = np.flip(np.minimum.accumulate(np.flip(np.where(ends_here, step, T), 1), 1), 1)[env, first]
+    sizes = last - first + 1
+    place = np.arange(sizes.max(initial=1))[None, :]
+    index = (first[:, None] + np.minimum(place, sizes[:, None] - 1)) * N + env[:, None]
+    device = valid.device
+    return torch.from_numpy(index).to(device), torch.from_numpy(place < sizes[:, None]).to(device)
+
+
+def minibatches(
+    units: Tensor, size: int, generator: torch.Generator, num_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """A random partition of the units into minibatches of one fixed shape.
+
+    The units are dealt into ⌈rows / size⌉ parts that differ by at most one unit, each padded to the largest part, so
+    that no small remainder gets a whole gradient step of its own.
+
+    Args:
+        units: which rows of the batch count, or its sequences, `[n]`, n ≥ 1.
+        size: rows of the largest minibatch; with sequences, of a mean one.
+        generator: on the CPU, the update's own random stream.
+        num_rows: that count in all the units together; none: one per unit.
+
+    Returns:
+        index `[parts, M]` and valid `[parts, M]` bool, M = ⌈n / parts⌉, on the device of `units`.
+    """
+    n = len(units)
+    parts = min(n, -(-(n if num_rows is None else num_rows) // size))
     width = -(-n // parts)
     # Part p takes places p, p + parts, p + 2·parts, … of a random order, which deals the rows out evenly.
     place = torch.arange(width)[None, :] * parts + torch.arange(parts)[:, None]
     order = torch.randperm(n, generator=generator)[place.clamp(max=n - 1)]
-    device = valid_index.device
-    return valid_index[order.to(device)], (place < n).to(device)
+    device = units.device
+    return units[order.to(device)], (place < n).to(device)

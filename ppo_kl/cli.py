@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
+import re
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ppo_kl import __version__
 from ppo_kl.config import TrainConfig
 from ppo_kl.errors import ConfigError, PPOKLError
-from ppo_kl.load import load_config
+from ppo_kl.imports import import_modules, modules_in
+from ppo_kl.load import load_config, value_of
 
 USAGE = """\
 usage: ppo-kl COMMAND [OPTIONS]
@@ -29,7 +29,10 @@ Train an agent.
 
 Which settings to start from (files, or names of shipped ones):
   --config FILE     a whole configuration, or a name in configs/recipes
-  --env NAME        a name in configs/env, a file, or a Gymnasium id as Hopper-v5 (default: cartpole)
+  --env NAME        a name in configs/env, a file, a Gymnasium id as Hopper-v5, or package.module:Id of your own
+                    (default: cartpole)
+  --env.kwargs.NAME VALUE, --env.wrappers.NAME[.KEY VALUE]
+                    what the environment is made with, as gravity 1.6, and the wrappers around it
   --objective NAME  a name in configs/objective, as clip or kl_pi, or a file (default: kl_adaptive)
   --kl-stop NAME    early stop of an update: off, sb3, cleanrl, spinningup, omnisafe, or a file
   --runtime NAME    cpu, cuda, or a file
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
-    _import_plugins(chosen.plugin)
+    import_modules(chosen.plugin, "--plugin")
     if chosen.resume is not None:
         named = [name.replace("_", "-") for name in LAYERS if getattr(chosen, name) is not None]
         named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
@@ -82,8 +85,10 @@ def _train(arguments: list[str]) -> int:
         return resume(chosen.resume, quiet=chosen.quiet).exit_status
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
-    config = load_config(**layers, kinds=kinds)
+    entries, rest = _entries(rest)
+    config = load_config(**layers, kinds=kinds, overrides=entries)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
+    import_modules(modules_in(config), "module")
     from ppo_kl.training.trainer import train
 
     return train(config, quiet=chosen.quiet).exit_status
@@ -100,24 +105,30 @@ def _chooser() -> argparse.ArgumentParser:
     return chooser
 
 
-def _import_plugins(modules: list[str]) -> None:
-    """Import the modules that the command line names, from the working folder too, as `python -m` would.
+_ENTRY = re.compile(r"--(env\.(?:kwargs|wrappers)\.[^=\s]+)(?:=(.*))?")
 
-    Only the command line can name a module; the most that a configuration or a checkpoint can name is an entry point
-    that an installed package has declared.
+
+def _entries(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--env.kwargs.NAME VALUE` and `--env.wrappers.NAME[.KEY VALUE]` by dotted key, and the other arguments.
+
+    Their names are the environment's own, so that no parser can know them beforehand.
     """
-    if modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except PPOKLError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"--plugin {module}: cannot be imported: {type(error).__name__}: {error}; name a module as in `import "
-                f"{module}`, in {os.getcwd()} or installed"
-            ) from error
+    entries: dict[str, Any] = {}
+    rest: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        match = _ENTRY.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        key, value = match.groups()
+        if value is None and left and not left[0].startswith("--"):
+            value = left.pop(0)
+        if value is None and not key.startswith("env.wrappers."):
+            raise ConfigError(f"{argument}: needs a value")
+        entries[key] = {} if value is None else value_of(value)
+    return entries, rest
 
 
 def evaluate(
@@ -137,7 +148,7 @@ def evaluate(
         device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
         plugin: modules to import first, for an agent whose objective is not one of ours.
     """
-    _import_plugins(list(plugin))
+    import_modules(plugin, "--plugin")
     from ppo_kl.training.agent import Agent
 
     agent = Agent.load(run, device=device)

@@ -33,6 +33,16 @@ class EnvDataError(PPOKLError):
     exit_code = 3
 
 
+class EnvWarning(UserWarning):
+    """An environment sends something odd that can be trained on nevertheless."""
+
+
+class EnvWorkerError(PPOKLError):
+    """An environment failed, died or did not answer in time; no update was made with what it sent."""
+
+    exit_code = 3
+
+
 class DivergedError(PPOKLError):
     """Loss or gradient stayed non-finite; weights and optimiser are as before the first such step."""
 

@@ -21,6 +21,7 @@ from ppo_kl.config.checked import Settings, nearest, types_of
 from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.errors import ConfigError
+from ppo_kl.imports import import_modules, modules_in
 
 _HERE = Path(__file__).parent
 SHIPPED = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir())
@@ -35,6 +36,8 @@ class Located(NamedTuple):
 
     value: dict[str, Located] | list[Located] | str
     where: str
+    quoted: bool = False
+    """A scalar in quotes is a word, whatever it looks like."""
 
 
 def load_config(
@@ -51,7 +54,8 @@ def load_config(
 
     Args:
         config: a whole configuration: a file, or a name in configs/recipes; none: the defaults.
-        env: a file, a name in configs/env, or a Gymnasium id; none, and no config: cartpole.
+        env: a file, a name in configs/env, a Gymnasium id, or package.module:Id, which is imported; none, and no
+            config: cartpole.
         objective: a file, a name in configs/objective, or the objective's config itself.
         kinds: a part of the objective -> another kind of it, as {"penalty": "k3"}, whose name the objective's then has.
         kl_stop: early stop, a file or a name in configs/kl_stop.
@@ -85,6 +89,7 @@ def load_config(
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
     overridden: TrainConfig = _override(loaded, overrides or {})
+    import_modules(modules_in(overridden), "module")
     return overridden
 
 
@@ -110,6 +115,8 @@ def to_dict(config: Settings) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return to_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -164,11 +171,11 @@ def _require_weight(objective: ObjectiveConfig, kinds: Mapping[str, str]) -> Non
 
 def _env_layer(env: str) -> Located:
     """The YAML named `env`, or the one whose environment has that id, or a layer that names just the id."""
-    if re.search(r"-v\d+$", env):
+    if re.search(r"-v\d+$|:\w", env):
         for name in _shipped("env"):
             layer = read_yaml(SHIPPED / "env" / f"{name}.yaml")
             settings = layer.value.get("env") if isinstance(layer.value, dict) else None
-            if settings and isinstance(settings.value, dict) and settings.value["id"].value == env:
+            if settings and isinstance(settings.value, dict) and _is_plain(settings.value, env):
                 return layer
         where = f"--env {env}"
         return Located({"env": Located({"id": Located(env, where)}, where)}, where)
@@ -177,6 +184,11 @@ def _env_layer(env: str) -> Located:
     except ConfigError as error:
         raise ConfigError(f"{error}; a Gymnasium id without a version: --env.id {env}") from None
     return read_yaml(path)
+
+
+def _is_plain(settings: dict[str, Located], env: str) -> bool:
+    """Whether it is that environment as it comes, not a variant of it."""
+    return settings["id"].value == env and "kwargs" not in settings
 
 
 # --- YAML, with places ------------------------------------------------------------------------------------------------
@@ -222,7 +234,7 @@ def _locate(node: yaml.Node, file: str, seen: set[int]) -> Located:
         return Located(items, where)
     if isinstance(node, yaml.SequenceNode):
         return Located([_locate(item, file, seen) for item in node.value], where)
-    return Located(node.value, where)
+    return Located(node.value, where, quoted=getattr(node, "style", None) in ("'", '"'))
 
 
 def _merge(base: Located, over: Located) -> Located:
@@ -243,6 +255,14 @@ def _decode(node: Located, kind: Any, key: str) -> Any:
     """The value that `node` means where `kind` is declared; `key` is its dotted name."""
     if isinstance(kind, type) and issubclass(kind, Settings):
         return _decode_settings(node, kind, key)
+    if kind is Any:
+        return _free(node)
+    if typing.get_origin(kind) is dict:
+        if node.value in NULL:
+            return {}
+        if not isinstance(node.value, dict):
+            raise ConfigError(f"{node.where}: {key}: expected a group of keys, got {node.value!r}")
+        return {name: _decode(item, typing.get_args(kind)[1], f"{key}.{name}") for name, item in node.value.items()}
     options = [k for k in typing.get_args(kind) if k is not type(None)]
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return None if node.value in NULL else _decode(node, options[0], key)
@@ -254,6 +274,32 @@ def _decode(node: Located, kind: Any, key: str) -> Any:
         expected = "a word" if typing.get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
         raise ConfigError(f"{node.where}: {key}: expected {expected}, got {_describe(node)}")
     return _scalar(node.value, kind, node.where, key)
+
+
+def value_of(text: str) -> Any:
+    """What `text` means where no type is declared: a number, true, false, none, a list, or a word."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return text
+    return None if node is None else _free(_locate(node, text, set()))
+
+
+def _free(node: Located) -> Any:
+    if isinstance(node.value, list):
+        return [_free(item) for item in node.value]
+    if isinstance(node.value, dict):
+        raise ConfigError(f"{node.where}: expected a value, got a group of keys")
+    text = node.value
+    if node.quoted:
+        return text
+    if text in NULL:
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[+-]?\d[\d_]*", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else text
 
 
 def _scalar(text: str, kind: Any, where: str, key: str) -> Any:
@@ -331,6 +377,9 @@ def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
         name, _, rest = key.partition(".")
         if name not in names:
             raise ConfigError(f"{prefix}{key}={value!r}: unknown key{nearest(name, names)}")
+        if rest and isinstance(getattr(config, name), dict):
+            values[name] = _with_entry(values.get(name, getattr(config, name)), rest, value)
+            continue
         if rest and not isinstance(getattr(config, name), Settings):
             raise ConfigError(f"{prefix}{key}={value!r}: {prefix}{name} is a value, not a group")
         if rest:
@@ -343,3 +392,14 @@ def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
         return dataclasses.replace(config, **values)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}", error.key) from None
+
+
+def _with_entry(entries: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of `entries` with `key`, or `name.key` inside the entry `name`; a name may be package.module:Class."""
+    match = re.fullmatch(r"(?P<name>[\w.]+:\w+|\w+)(?:\.(?P<inside>\w+))?", key)
+    if match is None:
+        raise ConfigError(f"{key}={value!r}: not a name")
+    name, inside = match["name"], match["inside"]
+    if inside is None:
+        return {**entries, name: value}
+    return {**entries, name: {**entries.get(name, {}), inside: value}}

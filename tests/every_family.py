@@ -1,5 +1,6 @@
 """One of each family of action distributions, small enough to try everything on."""
 
+from ppo_kl.observations import Part
 from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
 from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
 
@@ -18,3 +19,8 @@ EVERY_FAMILY = {
     **BOXES,
     "joint": JointFamily((("arm", BOXES["gaussian"]), ("more", INNER), ("turn", CategoricalFamily(3)))),
 }
+
+
+def vector(size: int) -> Part:
+    """An observation of `size` numbers."""
+    return Part((), "vector", (size,))

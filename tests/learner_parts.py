@@ -1,6 +1,7 @@
 """A small learner and samples of its policy, for the tests of an update."""
 
 import torch
+from every_family import vector
 
 from ppo_kl.batch import Batch
 from ppo_kl.config.policy import PolicyConfig
@@ -23,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def make(family=FAMILIES["gaussian"], objective="kl_fixed", **settings) -> Learner:
     """A learner whose policy is already some way from its start, so that no gradient is small by symmetry."""
-    policy, generator = ActorCritic(3, family, PolicyConfig(hidden_sizes=(8,)), seeded()), seeded(1)
+    policy, generator = ActorCritic((vector(3),), family, PolicyConfig(hidden_sizes=(8,)), seeded()), seeded(1)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ppo_kl.batch import Batch, Rollout, flatten, minibatches
+from ppo_kl.batch import Batch, Rollout, flatten, minibatches, sequences
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -73,10 +75,11 @@ def test_every_row_is_as_likely_in_every_part():
 def rollout(T: int = 3, N: int = 2) -> Rollout:
     """Every tensor tells its own place: t in the tens, n in the units, and a part of its own per field."""
     place = (10.0 * torch.arange(T)[:, None] + torch.arange(N))[:, :, None]
-    wide = {"obs": 4, "action": 2, "params": 5}
+    wide = {"obs": 4, "action": 2, "params": 5, "action_mask": 3}
     tensors = {
         name: 100 * (k + 1) + place.expand(T, N, wide[name]) if name in wide else 100 * (k + 1) + place[..., 0]
         for k, name in enumerate(Rollout._fields)
+        if name not in ("starts", "state")
     }
     flags = torch.tensor([[True, True], [False, True], [True, False]])
     return Rollout(**{**tensors, "valid": flags})
@@ -95,8 +98,10 @@ def test_a_rollout_is_flattened_step_by_step_with_every_field_in_its_place():
         "ret": ret,
         "value_old": r.value,
         "valid": r.valid,
+        "action_mask": r.action_mask,
     }
-    assert set(sources) == set(Batch._fields)
+    assert {*sources, "state"} == set(Batch._fields)
+    assert batch.state == ()
     for name, source in sources.items():
         flat = getattr(batch, name)
         assert flat.shape == (6, *source.shape[2:])
@@ -123,5 +128,98 @@ def test_a_minibatch_has_the_rows_asked_for_and_the_mask_given():
     index, valid = torch.tensor([4, 0, 0]), torch.tensor([True, True, False])
     minibatch = batch.rows(index, valid)
     assert torch.equal(minibatch.valid, valid)
-    for name in Batch._fields[:-1]:
+    for name in set(Batch._fields) - {"valid", "state"}:
         assert torch.equal(getattr(minibatch, name), getattr(batch, name)[[4, 0, 0]])
+
+
+def test_without_masks_no_row_has_one():
+    r = rollout()._replace(action_mask=None)
+    batch = flatten(r, r.reward, r.reward, lambda obs: obs)
+    assert batch.action_mask is None
+    assert batch.rows(torch.tensor([1]), torch.tensor([True])).action_mask is None
+
+
+def test_the_parts_of_an_observation_stay_side_by_side():
+    r = rollout()
+    parts = {"a": r.obs, "b": r.action}
+    batch = flatten(r._replace(obs=parts), r.reward, r.reward, lambda obs: obs)
+    assert list(batch.obs) == ["a", "b"]
+    minibatch = batch.rows(torch.tensor([4, 0]), torch.ones(2, dtype=torch.bool))
+    for key, x in parts.items():
+        assert torch.equal(minibatch.obs[key], x.flatten(0, 1)[[4, 0]])
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+def stretches(starts, valid, length) -> list[list[tuple[int, int]]]:
+    """Each stretch as its (t, n), padding left out."""
+    index, counts = sequences(starts, valid, length)
+    assert index.shape == counts.shape
+    N = valid.shape[1]
+    return [[divmod(i, N) for i in row[c].tolist()] for row, c in zip(index, counts, strict=True)]
+
+
+def test_stretches_by_hand():
+    # Environment 0 begins an episode at step 3; environment 1's step 1 only resets, so its episode begins at step 2.
+    starts = torch.tensor([[True, False], [False, False], [False, True], [True, False], [False, False]])
+    valid = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, True]])
+    found = stretches(starts, valid, 2)
+    assert found == [[(0, 0), (1, 0)], [(2, 0)], [(3, 0), (4, 0)], [(0, 1)], [(2, 1), (3, 1)], [(4, 1)]]
+    assert stretches(starts, valid, 9) == [
+        [(0, 0), (1, 0), (2, 0)],
+        [(3, 0), (4, 0)],
+        [(0, 1)],
+        [(2, 1), (3, 1), (4, 1)],
+    ]
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 13), st.randoms(use_true_random=False))
+def test_stretches_hold_every_row_that_counts_once_and_no_episode_begins_within_one(T, N, length, random):
+    flags = [[(random.random() < 0.2, random.random() < 0.8) for _ in range(N)] for _ in range(T)]
+    starts, valid = (torch.tensor([[pair[k] for pair in row] for row in flags]) for k in (0, 1))
+    found = stretches(starts, valid, length)
+    assert sorted(place for row in found for place in row) == sorted(map(tuple, valid.nonzero().tolist()))
+    for row in found:
+        assert 1 <= len(row) <= length
+        assert [(row[0][0] + k, row[0][1]) for k in range(len(row))] == row
+        assert not any(starts[t, n] for t, n in row[1:])
+
+
+def recurrent_rollout() -> Rollout:
+    """`rollout` with a state of its own number in each row; environment 1 begins an episode at step 2."""
+    r = rollout()
+    starts = torch.tensor([[True, True], [False, False], [False, True]])
+    return r._replace(starts=starts, state=(r.value[..., None],), valid=torch.ones(3, 2, dtype=torch.bool))
+
+
+def test_a_recurrent_rollout_becomes_sequences_that_begin_with_their_own_state():
+    r = recurrent_rollout()
+    batch = flatten(r, r.reward, r.reward, lambda obs: obs, sequence_length=3)
+    # Environment 0's three steps; environment 1's two, and its third with two rows of padding.
+    assert batch.obs.shape == (3, 3, 4)
+    assert batch.valid.view(3, 3).tolist() == [[True] * 3, [True, True, False], [True, False, False]]
+    first = [r.state[0][0, 0], r.state[0][0, 1], r.state[0][2, 1]]
+    assert torch.equal(batch.state[0], torch.stack(first))
+    steps = [(t, n) for row in ([(0, 0), (1, 0), (2, 0)], [(0, 1), (1, 1), (1, 1)], [(2, 1)] * 3) for t, n in row]
+    assert torch.equal(batch.ret, torch.stack([r.reward[t, n] for t, n in steps]))
+    assert torch.equal(batch.obs.flatten(0, 1), torch.stack([r.obs[t, n] for t, n in steps]))
+
+
+def test_a_minibatch_of_sequences_has_whole_ones():
+    r = recurrent_rollout()
+    batch = flatten(r, r.reward, r.reward, lambda obs: obs, sequence_length=3)
+    assert batch.units().tolist() == [0, 1, 2]
+    minibatch = batch.rows(torch.tensor([2, 0, 0]), torch.tensor([True, True, False]))
+    assert torch.equal(minibatch.state[0], batch.state[0][[2, 0, 0]])
+    assert torch.equal(minibatch.obs, batch.obs[[2, 0, 0]])
+    assert torch.equal(minibatch.ret.view(3, 3), batch.ret.view(3, 3)[[2, 0, 0]])
+    assert minibatch.valid.view(3, 3).tolist() == [[True, False, False], [True] * 3, [False] * 3]
+
+
+def test_minibatches_of_sequences_hold_about_as_many_rows_as_asked_for():
+    # 6 sequences of 20 rows in all, and 8 to a minibatch: ⌈20 / 8⌉ = 3 parts of 2 sequences.
+    index, valid = minibatches(torch.arange(6), 8, seeded(), num_rows=20)
+    assert index.shape == (3, 2)
+    assert valid.all()
+    assert sorted(index.flatten().tolist()) == list(range(6))

@@ -6,7 +6,7 @@ sees every value that is read to the host.
 
 import pytest
 import torch
-from every_family import EVERY_FAMILY
+from every_family import EVERY_FAMILY, vector
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_kl.batch import Batch
@@ -26,7 +26,7 @@ FAMILIES = (CategoricalFamily(3), GaussianFamily((-1.0, -1.0), (1.0, 1.0), (2,))
 
 def parts(family, objective, device, **training):
     generator = torch.Generator().manual_seed(0)
-    policy = ActorCritic(4, family, PolicyConfig(hidden_sizes=(8,)), generator).to(device)
+    policy = ActorCritic((vector(4),), family, PolicyConfig(hidden_sizes=(8,)), generator).to(device)
     learner = Learner(policy, family, Objective(PRESETS[objective]).to(device), TrainingConfig(**training), generator)
     obs = torch.randn(64, 4, generator=generator).to(device)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_no_tensor_of_another_device_enters_a_step_or_a_measurement(family, obje
     metrics = measure(learner.policy, family, learner.objective, batch)
     metrics |= learner.objective.controller_metrics() | {"before": kl_before(learner.policy, family, batch)}
     learner.objective.adapt_(metrics["kl/controlled"])
-    normalizer = ObservationNormalizer((4,), enabled=True).to("meta")
+    normalizer = ObservationNormalizer((vector(4),), enabled=True).to("meta")
     metrics |= {"obs": normalizer(batch.obs), "λ": learner.objective.kl_lambda}
     assert {x.device.type for x in metrics.values()} == {"meta"}
 

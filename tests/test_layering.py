@@ -14,6 +14,7 @@ PACKAGE = Path(ppo_kl.__file__).parent
 FLOORS = (
     {"errors"},
     {"config"},
+    {"imports", "observations"},
     {"objectives", "load"},
     {"batch", "policies", "checkpoint", "testing", "integrations"},
     {"envs", "diagnostics"},
@@ -21,7 +22,14 @@ FLOORS = (
     {"cli", "__main__", "__init__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-WALLS = {("objectives", "load"), ("envs", "diagnostics"), ("diagnostics", "envs"), ("envs", "policies")}
+WALLS = {
+    ("objectives", "load"),
+    ("imports", "observations"),
+    ("observations", "imports"),
+    ("envs", "diagnostics"),
+    ("diagnostics", "envs"),
+    ("envs", "policies"),
+}
 
 
 def imports_of(path):

@@ -53,7 +53,8 @@ def require_default(config: Settings, names: Iterable[str], reason: str) -> None
     """Refuse a setting that would be ignored as things stand, unless it was left alone."""
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
-        if field.name in names and value != field.default:
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in names and value != default:
             raise ConfigError(f"{field.name}={value!r}: would be ignored: {reason}", field.name)
 
 
@@ -78,6 +79,12 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
         if not isinstance(value, (tuple, list)):
             raise ConfigError(f"{key}={value!r}: expected a list", key)
         return tuple(check_value(key, item, args[0], bounds) for item in value)
+    if kind is Any:
+        return _plain(key, value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r}: expected names with values", key)
+        return {_word(key, k): check_value(f"{key}.{k}", v, args[1], bounds) for k, v in value.items()}
     if kind is float and type(value) is int:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -85,6 +92,21 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_range(key, value, bounds)
     return value
+
+
+def _word(key: str, name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{key}: {name!r} is not a name", key)
+    return name
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value of no declared type, which must be one that a file can hold."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(key, item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"{key}={value!r}: expected a number, a word, true, false, none, or a list of these", key)
 
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.checked import Settings, require_default, setting
 from ppo_kl.errors import ConfigError
 
 Vectorization = Literal["sync", "async", "native"]
@@ -16,11 +16,20 @@ class EnvConfig(Settings):
     """A Gymnasium environment, several copies at once."""
 
     id: str = "CartPole-v1"
-    """Gymnasium's id."""
+    """Gymnasium's id; or package.module:Id, an id that the module registers or an Env class in it."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the environment is made with, as --env.kwargs.gravity 1.6."""
+    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Wrappers, innermost first: a name in gymnasium.wrappers or package.module:Class, and what each is made with, as
+    --env.wrappers.FrameStackObservation.stack_size 4."""
     num_envs: int = setting(8, at_least=1)
     """Copies stepped side by side (N)."""
     vectorization: Vectorization = "sync"
     """sync: one process; async: one process per copy; native: the environment's own vector entry point."""
+    timeout: float = setting(60.0, above=0)
+    """async: seconds that a process may take for one answer before the run ends with an error."""
+    nonfinite: Literal["stop", "truncate"] = "stop"
+    """What a NaN or an infinity from an environment does: ends the run, or cuts that episode at its last good step."""
     normalize_obs: bool = False
     """Observations: subtract the running mean, divide by the running standard deviation, clip at ±10."""
     normalize_reward: bool = False
@@ -29,8 +38,15 @@ class EnvConfig(Settings):
     """The learner sees (reward + reward_offset) · reward_scale; logged returns stay the environment's own."""
     reward_scale: float = setting(1.0, above=0)
     """See reward_offset."""
+    reward_limit: float | None = setting(None, above=0)
+    """The learner sees rewards clipped at ± this, after reward_scale; none: as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.id:
             raise ConfigError("id='': name a Gymnasium environment, as CartPole-v1", "id")
+        if self.vectorization == "native":
+            reason = "belongs to single environments, not to vectorization 'native'; use sync or async"
+            require_default(self, ("wrappers", "nonfinite"), reason)
+        if self.vectorization != "async":
+            require_default(self, ("timeout",), f"belongs to vectorization 'async', not to {self.vectorization!r}")

@@ -14,15 +14,30 @@ BoxDistribution = Literal["gaussian", "tanh_gaussian", "beta", "full_gaussian"]
 
 @dataclass(frozen=True)
 class PolicyConfig(Settings):
-    """Separate multilayer perceptrons for actor and critic."""
+    """Encoders by the kind of observation, then multilayer perceptrons for actor and critic."""
 
     hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1)
-    """Units of each hidden layer, of the actor and of the critic."""
+    """Units of each hidden layer, of the actor and of the critic; behind the encoder where observations are images."""
     activation: Activation = "tanh"
     """Between the layers."""
+    trunk: Literal["separate", "shared"] = "separate"
+    """shared: actor and critic have all but the last layer in common; it moves with the actor's learning rate."""
+    image_encoder: Literal["nature", "impala", "flat"] = "nature"
+    """Images: the CNN of the DQN paper, IMPALA's residual one, or no CNN: the pixels as a vector in [0, 1]."""
+    image_layout: Literal["auto", "chw", "hwc"] = "auto"
+    """Images: whether channels are the first or the last axis; auto: last where that is the smallest of the three."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """A recurrent layer behind the hidden ones, of the actor and of the critic."""
+    memory_size: int = setting(64, at_least=1)
+    """Its units."""
+    module: str | None = None
+    """A network of your own, package.module:Class, in the place of all of these; see docs/policies.md."""
     distribution: BoxDistribution = "gaussian"
     """Box actions: a Gaussian clipped to the bounds, one squashed into them by tanh, a Beta stretched to them, or a
     clipped Gaussian with full covariance."""
+    action_transform: Literal["clip", "rescale"] = "clip"
+    """Box actions of a Gaussian that is not squashed: clipped at the bounds as they are, or at ±1 and stretched to
+    them."""
     mean: Literal["linear", "tanh"] = "linear"
     """Box actions: mean of the Gaussian, the last layer's output, or tanh of it stretched to the action bounds."""
     scale: Literal["log_std", "softplus"] = "log_std"
@@ -44,6 +59,18 @@ class PolicyConfig(Settings):
                 "use mean 'linear', or distribution 'gaussian' or 'full_gaussian'",
                 "mean",
             )
+        if self.distribution in ("tanh_gaussian", "beta"):
+            reason = f"distribution {self.distribution!r} keeps to the action bounds by itself"
+            require_default(self, ("action_transform",), reason)
+        if self.memory == "none":
+            require_default(self, ("memory_size",), "memory is none; choose gru or lstm")
+        if self.module is not None:
+            require_default(
+                self, ("trunk", "memory", "image_encoder", "image_layout"), "module has networks of its own"
+            )
+            package, _, name = self.module.partition(":")
+            if not package or not name:
+                raise ConfigError(f"module={self.module!r}: expected package.module:Class", "module")
         if self.distribution == "beta":
             names = ("scale", "scale_depends_on_state", "log_std_init", "log_std_min", "log_std_max")
             require_default(self, names, "distribution 'beta' has no standard deviation of its own")

@@ -54,6 +54,8 @@ class TrainingConfig(Settings):
     """Passes over the rollout in one update."""
     minibatch_size: int = setting(256, at_least=1)
     """Largest number of samples in a gradient step (M); a rollout is cut into equal parts no larger than this."""
+    sequence_length: int = setting(16, at_least=1)
+    """Recurrent policies: longest stretch of steps through which a gradient flows; minibatches hold whole stretches."""
     gamma: float = setting(0.99, at_least=0, at_most=1)
     """Discount."""
     gae_lambda: float = setting(0.95, at_least=0, at_most=1)

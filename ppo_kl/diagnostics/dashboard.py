@@ -83,5 +83,5 @@ def _values(config: Settings, prefix: str) -> dict[str, Any]:
             values |= {f"{name}.kind": kind} if isinstance(kind, str) else {}
             values |= _values(value, f"{name}.")
         elif value is not None:
-            values[name] = str(value) if isinstance(value, tuple) else value
+            values[name] = str(value) if isinstance(value, (tuple, dict)) else value
     return values

@@ -10,19 +10,19 @@ from ppo_kl.objectives.divergence import diagonal_gaussian, k1, k2, k3, policy_k
 from ppo_kl.objectives.metrics import kl_metrics
 from ppo_kl.objectives.objective import MAX_LOG_RATIO, Objective
 from ppo_kl.objectives.reduction import valid_mean
-from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.policies.actor_critic import Policy, old_and_new
 from ppo_kl.policies.families import Family
 
 
 @torch.no_grad()
-def kl_before(policy: ActorCritic, family: Family, batch: Batch) -> Tensor:
+def kl_before(policy: Policy, family: Family, batch: Batch) -> Tensor:
     """Mean KL(π_old ‖ π_θ) before the first step, `[]`; anything but rounding means that π_old was not stored well."""
-    pi = family.build(policy(batch.obs).params)
-    return valid_mean(policy_kl(family.build(batch.params_old), pi), batch.valid)
+    pi_old, pi = old_and_new(family, batch, policy(batch.obs, batch.state))
+    return valid_mean(policy_kl(pi_old, pi), batch.valid)
 
 
 @torch.no_grad()
-def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Batch) -> dict[str, Tensor]:
+def measure(policy: Policy, family: Family, objective: Objective, batch: Batch) -> dict[str, Tensor]:
     """How far the update moved the policy, over the whole batch at the new θ.
 
     `kl/controlled` is the number the controller gets. The tags are explained in `glossary`.
@@ -37,7 +37,7 @@ def measure(policy: ActorCritic, family: Family, objective: Objective, batch: Ba
         `[]` each.
     """
     valid = batch.valid
-    pi_old, pi = family.build(batch.params_old), family.build(policy(batch.obs).params)
+    pi_old, pi = old_and_new(family, batch, policy(batch.obs, batch.state))
     controlled = objective.divergence(pi_old, pi)
     logp = pi.log_prob(batch.action)
     log_ratio = (logp - batch.logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

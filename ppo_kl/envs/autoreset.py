@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from ppo_kl.errors import ConfigError
-
-Array = np.ndarray[Any, Any]
+from ppo_kl.envs.action_mask import allows_something, head_sizes
+from ppo_kl.errors import ConfigError, EnvDataError
+from ppo_kl.observations import Array, over_parts, parts_of, read
 
 
 class Step(NamedTuple):
     """What one step of N environments answered."""
 
-    obs: Array
-    """What to act on next, `[N, *obs]`; the caller's own copy."""
+    obs: Any
+    """What to act on next, `[N, *obs]`, by part where the space has several; the caller's own copy."""
     reward: Array
     """`[N]`."""
     terminated: Array
@@ -31,8 +31,14 @@ class Step(NamedTuple):
     """`[N]` bool; never with `terminated`."""
     valid: Array
     """`[N]` bool; False where the step only reset an environment."""
-    final_obs: dict[int, Array]
+    final_obs: dict[int, Any]
     """The last observation of each episode that ended here, by environment."""
+    begun: Array
+    """`[N]` bool; where `obs` begins an episode."""
+    action_mask: Array | None
+    """Which actions may be taken next, `[N, num_mask]` bool; none where no environment says."""
+    nonfinite: int
+    """Episodes that were cut here because an environment sent something that is not finite."""
 
 
 class Environments:
@@ -58,21 +64,28 @@ class Environments:
         self.num_envs = env.num_envs
         self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
+        self.parts = parts_of(self.observation_space)
+        self.action_mask: Array | None = None
+        self._choices = head_sizes(self.action_space)
         self.episodes_begun = np.zeros(self.num_envs, np.int64)
         self._reset_seed = reset_seed
         self._only_resets = np.zeros(self.num_envs, bool)
+        self.steps_done = 0
 
-    def reset(self) -> Array:
-        """Begin an episode everywhere; the first observations, `[N, *obs]`."""
-        obs, _ = self.env.reset(seed=self._reset_seed)
+    def reset(self) -> Any:
+        """Begin an episode everywhere; the first observations, `[N, *obs]`, as `Step.obs`, with `action_mask` set."""
+        obs, info = self.env.reset(seed=self._reset_seed)
         self.episodes_begun += 1
         self._only_resets[:] = False
-        return np.array(obs)
+        self.action_mask = self._mask_in(info)
+        return self._copied(obs)
 
     def step(self, action: Any) -> Step:
         """Step every environment; `action` is `[N, ...]`, or a dict or tuple of such, as the action space has it."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, reward = np.array(obs), np.array(reward, np.float64)
+        self.steps_done += 1
+        sent, reward = obs, np.array(reward, np.float64)
+        obs = self._copied(sent)
         terminated = np.array(terminated, bool)
         truncated = np.array(truncated, bool) & ~terminated
         valid = ~self._only_resets
@@ -80,15 +93,45 @@ class Environments:
         ended = np.flatnonzero(done)
         begun = done
         if self.mode is AutoresetMode.SAME_STEP:
-            final_obs = {int(i): np.array(info["final_obs"][i]) for i in ended}
+            final_obs = {int(i): self._copied(info["final_obs"][i]) for i in ended}
         else:
-            final_obs = {int(i): obs[i].copy() for i in ended}
+            final_obs = {int(i): over_parts(lambda x, i=i: x[i].copy(), obs) for i in ended}
         if self.mode is AutoresetMode.NEXT_STEP:
             begun, self._only_resets = self._only_resets, done
         elif self.mode is AutoresetMode.DISABLED and len(ended):
-            obs = np.array(self.env.reset(options={"reset_mask": done})[0])
+            sent, at_reset = self.env.reset(options={"reset_mask": done})
+            obs = self._copied(sent)
+            info = {**info, **at_reset}
         self.episodes_begun += begun
-        return Step(obs, reward, terminated, truncated, valid, final_obs)
+        self.action_mask = self._mask_in(info)
+        cut = info.get("final_info", info).get("nonfinite", np.zeros(0))
+        return Step(
+            obs, reward, terminated, truncated, valid, final_obs, begun.copy(), self.action_mask, int(np.sum(cut))
+        )
+
+    def _copied(self, sent: Any) -> Any:
+        return over_parts(np.array, read(self.parts, sent))
+
+    def _mask_in(self, info: dict[str, Any]) -> Array | None:
+        """The masks of all environments, `[N, num_mask]`; one that sends none allows everything."""
+        if info.get("action_mask") is None or not self._choices:
+            return None
+        masks: Array = np.asarray(info["action_mask"])
+        if masks.shape != (self.num_envs, sum(self._choices)):
+            raise EnvDataError(
+                f"info['action_mask'] of {self.env} has shape {masks.shape}, expected "
+                f"{(self.num_envs, sum(self._choices))}; no update was made with it"
+            )
+        sent = info.get("_action_mask", np.ones(self.num_envs, bool))
+        masks = np.where(sent[:, None], masks.astype(bool), True)
+        allowed = allows_something(masks, self._choices)
+        if not allowed.all():
+            i = int(np.argmin(allowed))
+            raise EnvDataError(
+                f"action_mask of environment {i} allows no action after step {self.steps_done}; no update was made "
+                "with it; an environment in which nothing can be done should end the episode"
+            )
+        return masks
 
     def close(self) -> None:
         """Close the environments and their processes; processes that are gone already are closed."""

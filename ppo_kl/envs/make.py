@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import signal
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.autoreset import Environments
+from ppo_kl.envs.build import build, cannot_make, prepare
+from ppo_kl.envs.guard import GuardedEnv, episode_seed
+from ppo_kl.envs.workers import WorkerVectorEnv
 from ppo_kl.errors import ConfigError
+from ppo_kl.imports import attribute_named, module_of
 
 EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
 
 
-def episode_seed(seed: int, env: int, episode: int) -> int:
-    """The seed of one episode: a function of the run's seed, the environment's index and the episode's number.
-
-    Args:
-        seed: the run's.
-        env: index of the environment.
-        episode: how many episodes this environment began before.
-
-    Source: numpy.random.SeedSequence; neighbouring seeds share no stream, as `seed + i` would.
-    """
-    return int(np.random.SeedSequence(seed, spawn_key=(env, episode)).generate_state(1, np.uint64)[0])
-
-
-class EpisodeSeeds(gym.Wrapper[Any, Any, Any, Any]):
-    """Resets episode k of environment i from `episode_seed(seed, i, k)`, also where the reset is automatic.
-
-    The last observation of an episode is handed out as a copy: with SAME_STEP the next episode begins before anybody
-    has read it, in an environment that may write all its observations into one array.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, episode: int) -> None:
-        super().__init__(env)
-        self._seed, self._index, self._episode = seed, index, episode
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
-        """Begin the next episode; a seed from outside is not used."""
-        this_episode = episode_seed(self._seed, self._index, self._episode)
-        self._episode += 1
-        return self.env.reset(seed=this_episode, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return np.array(obs) if terminated or truncated else obs, reward, terminated, truncated, info
-
-
 class _MakeEnv:
     """Makes one seeded environment, in this process or in a worker."""
 
-    def __init__(self, env_id: str, seed: int, index: int, episode: int) -> None:
-        self.env_id, self.seed, self.index, self.episode = env_id, seed, index, episode
+    def __init__(self, config: EnvConfig, seed: int, index: int, episode: int) -> None:
+        self.config, self.seed, self.index, self.episode = config, seed, index, episode
         self._parent = os.getpid()
 
     def __call__(self) -> gym.Env[Any, Any]:
@@ -69,7 +38,12 @@ class _MakeEnv:
             os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return EpisodeSeeds(gym.make(self.env_id), self.seed, self.index, self.episode)
+            # In the parent they are imported, or `build` would have refused; a process that was not forked has not.
+            for module in filter(None, map(module_of, (self.config.id, *self.config.wrappers))):
+                importlib.import_module(module)
+        truncates = self.config.nonfinite == "truncate"
+        env = build(self.config)
+        return GuardedEnv(env, self.config.id, self.seed, self.index, self.episode, truncates=truncates)
 
 
 def make_vector_env(
@@ -87,32 +61,52 @@ def make_vector_env(
         seed: the run's.
         first_env: index of the first environment, see `EVALUATION`.
         first_episode: how many episodes each environment began in an earlier part of the run, `[N]`; none: 0.
-        autoreset: of sync and async environments; a native one has its own.
+        autoreset: of sync environments; async ones reset in the same step, and a native one has its own way.
 
     Returns:
         Environments whose every episode is seeded by `episode_seed`; a native vector environment only at its start.
 
     Raises:
         ConfigError: there is no such environment, or it cannot be made.
+        EnvWorkerError: the process of one failed while it was made.
     """
     episodes = list(first_episode) if first_episode is not None else [0] * config.num_envs
     if len(episodes) != config.num_envs:
         raise ConfigError(f"num_envs={config.num_envs}: this run was begun with {len(episodes)} environments")
     if config.vectorization == "native":
-        env: VectorEnv[Any, Any, Any] = _make(
-            config, lambda: gym.make_vec(config.id, config.num_envs, vectorization_mode="vector_entry_point")
-        )
-        made = Environments(env, reset_seed=episode_seed(seed, first_env, episodes[0]))
+        made = Environments(_native(config), reset_seed=episode_seed(seed, first_env, episodes[0]))
     else:
-        makers = [_MakeEnv(config.id, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-        vector = SyncVectorEnv if config.vectorization == "sync" else AsyncVectorEnv
-        made = Environments(_make(config, lambda: vector(makers, autoreset_mode=autoreset)))
+        for name in filter(module_of, (config.id, *config.wrappers)):
+            attribute_named(name, "env")  # refused here, before a process begins
+        makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
+        if config.vectorization == "async":
+            made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id))
+        else:
+            made = Environments(_sync(makers, autoreset))
     made.episodes_begun[:] = episodes
     return made
 
 
-def _make(config: EnvConfig, make: Any) -> Any:
+def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
+    envs = [make() for make in makers]
+    first = envs[0].observation_space, envs[0].action_space
+    for i, env in enumerate(envs):
+        if (env.observation_space, env.action_space) != first:
+            raise ConfigError(
+                f"env.id={makers[0].config.id!r}: the copies of an environment must be alike, but number {i} has "
+                f"the spaces {env.observation_space} and {env.action_space}, number 0 has {first[0]} and {first[1]}",
+                "id",
+            )
+    return SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+
+
+def _itself(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env
+
+
+def _native(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
+    prepare(config.id)
     try:
-        return make()
-    except (gym.error.Error, ImportError) as error:
-        raise ConfigError(f"env.id={config.id!r} ({config.vectorization}): {error}", "id") from error
+        return gym.make_vec(config.id, config.num_envs, vectorization_mode="vector_entry_point", **config.kwargs)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise cannot_make(config, error) from error

@@ -24,6 +24,8 @@ class BoxFamily:
     shape: tuple[int, ...]
     dtype: str = "float32"
 
+    num_mask = 0
+
     @property
     def num_action_dims(self) -> int:
         """A."""
@@ -58,8 +60,17 @@ class BoxFamily:
 class GaussianFamily(BoxFamily):
     """Box: P = 2 A, means then logarithms of the standard deviations, independent dimensions.
 
-    The action is clipped to the bounds for the environment only: log-probability, ratio and KL are those of the sample.
+    The action is clipped to the bounds, or at ±1 and stretched to them, for the environment only: log-probability,
+    ratio and KL are those of the sample.
     """
+
+    rescale: bool = False
+
+    @property
+    def sampled_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The bounds in the numbers of the sample: those of the space, or ±1 where it is rescaled."""
+        A = self.num_action_dims
+        return ((-1.0,) * A, (1.0,) * A) if self.rescale else (self.low, self.high)
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> Distribution:
         """Independent(Normal(mean, exp(log_std)), 1)."""
@@ -84,7 +95,8 @@ class GaussianFamily(BoxFamily):
 
     def to_env(self, action: Tensor) -> Array:
         """Clipped to the bounds, in the space's own shape and dtype, `[*, *shape]`."""
-        return self._clipped(_float64(action))
+        values = _float64(action)
+        return self._between((1 + np.clip(values, -1, 1)) / 2) if self.rescale else self._clipped(values)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class Family(Protocol):
         """How many random numbers `sample` takes per action."""
 
     @property
+    def num_mask(self) -> int:
+        """How many entries an action mask has; 0 where there are no single actions to rule out."""
+
+    @property
     def action_shape(self) -> tuple[int, ...]:
         """Of one action as it is stored: () or (A,)."""
 
@@ -75,6 +79,11 @@ class CategoricalFamily:
     @property
     def num_noise(self) -> int:
         """One number per action."""
+        return self.n
+
+    @property
+    def num_mask(self) -> int:
+        """One entry per action."""
         return self.n
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> StableCategorical:
@@ -127,6 +136,11 @@ class MultiCategoricalFamily:
         return sum(self.sizes)
 
     @property
+    def num_mask(self) -> int:
+        """One entry per action of each head."""
+        return sum(self.sizes)
+
+    @property
     def action_shape(self) -> tuple[int, ...]:
         """One number per head."""
         return (len(self.sizes),)
@@ -167,6 +181,7 @@ class BernoulliFamily:
     shape: tuple[int, ...]
 
     num_action_dims = None
+    num_mask = 0
 
     @property
     def num_params(self) -> int:
@@ -232,6 +247,11 @@ class JointFamily:
         return sum(family.num_noise for family in self.families)
 
     @property
+    def num_mask(self) -> int:
+        """Σ of the parts."""
+        return sum(family.num_mask for family in self.families)
+
+    @property
     def action_shape(self) -> tuple[int, ...]:
         """The parts' numbers side by side."""
         return (sum(self._widths),)
@@ -249,9 +269,9 @@ class JointFamily:
         return [family for _, family in self.parts]
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> Joint:
-        """Joint of the parts' distributions."""
-        refuse_mask(action_mask)
-        return Joint([family.build(x) for family, x in self._split(params)], validate_args=False)
+        """Joint of the parts' distributions; `action_mask` has the parts' masks side by side, `[*, num_mask]` bool."""
+        parts = [family.build(x, mask) for family, x, mask in self._split(params, action_mask)]
+        return Joint(parts, validate_args=False)
 
     def draw_noise(self, batch_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """That of each part, side by side."""
@@ -259,15 +279,14 @@ class JointFamily:
 
     def sample(self, params: Tensor, noise_or_generator: Noise, action_mask: Tensor | None = None) -> Tensor:
         """A sample of each part, side by side."""
-        refuse_mask(action_mask)
         widths = [family.num_noise for family in self.families]
         noise = torch.split(noise_of(self, params, noise_or_generator), widths, -1)
-        return self._beside([family.sample(x, e) for (family, x), e in zip(self._split(params), noise, strict=True)])
+        split = self._split(params, action_mask)
+        return self._beside([family.sample(x, e, mask) for (family, x, mask), e in zip(split, noise, strict=True)])
 
     def mode(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """The mode of each part, side by side."""
-        refuse_mask(action_mask)
-        return self._beside([family.mode(x) for family, x in self._split(params)])
+        return self._beside([family.mode(x, mask) for family, x, mask in self._split(params, action_mask)])
 
     def to_env(self, action: Tensor) -> Any:
         """A dict or a tuple of what the parts send, each `[*, ...]`."""
@@ -282,9 +301,14 @@ class JointFamily:
     def _widths(self) -> list[int]:
         return [math.prod(family.action_shape) for family in self.families]
 
-    def _split(self, params: Tensor) -> list[tuple[Family, Tensor]]:
+    def _split(self, params: Tensor, action_mask: Tensor | None) -> list[tuple[Family, Tensor, Tensor | None]]:
+        """Of each part: the family, its parameters, and its mask where it can have one."""
         widths = [family.num_params for family in self.families]
-        return list(zip(self.families, torch.split(params, widths, -1), strict=True))
+        masks: list[Tensor | None] = [None] * len(widths)
+        if action_mask is not None:
+            pieces = torch.split(action_mask, [family.num_mask for family in self.families], -1)
+            masks = [piece if piece.shape[-1] else None for piece in pieces]
+        return list(zip(self.families, torch.split(params, widths, -1), masks, strict=True))
 
     def _beside(self, actions: list[Tensor]) -> Tensor:
         columns = [x if f.action_shape else x[..., None] for f, x in zip(self.families, actions, strict=True)]
@@ -312,7 +336,7 @@ def _masked(params: Tensor, action_mask: Tensor | None) -> Tensor:
 def refuse_mask(action_mask: Tensor | None) -> None:
     """For families without single actions to rule out."""
     if action_mask is not None:
-        raise ValueError("action_mask: only Discrete and MultiDiscrete actions can be masked; give none")
+        raise ValueError("action_mask: only the choices of Discrete and MultiDiscrete can be masked; give none")
 
 
 def as_dtype(values: Array, dtype: str) -> Array:

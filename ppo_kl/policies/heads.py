@@ -38,6 +38,12 @@ class Head(nn.Module):
         """out `[*, outputs]`, free `[*, F]` -> `[*, P]`."""
         raise NotImplementedError
 
+    def with_scale(self, out: Tensor, scale: Tensor | None) -> Tensor:
+        """out `[*, outputs]` and the parameters that do not depend on the state, `[F]` or none -> `[*, P]`."""
+        free = out[..., :0] if scale is None else scale.expand(*out.shape[:-1], -1)
+        params: Tensor = self(out, free)
+        return params
+
 
 class PlainHead(Head):
     """The outputs are the parameters: logits."""
@@ -76,7 +82,7 @@ class GaussianHead(Head):
         means, none = torch.zeros(self.dims), torch.zeros(0)
         super().__init__(*((torch.cat([means, start]), none) if config.scale_depends_on_state else (means, start)))
         self.config = config
-        low, high = torch.tensor(family.low), torch.tensor(family.high)
+        low, high = (torch.tensor(bound) for bound in family.sampled_bounds)
         self.register_buffer("centre", (low + high) / 2, persistent=False)
         self.register_buffer("half_width", (high - low) / 2, persistent=False)
 

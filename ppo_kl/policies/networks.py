@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ppo_kl.batch import State
 from ppo_kl.config.policy import Activation
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -22,36 +23,75 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 HIDDEN_GAIN = math.sqrt(2)
 
 
-def mlp(
-    num_inputs: int,
-    hidden_sizes: Sequence[int],
-    num_outputs: int,
-    activation: Activation,
-    last_gain: float,
-    generator: torch.Generator,
-) -> nn.Sequential:
-    """Flatten, then linear layers with `activation` between; orthogonal weights, zero biases.
+def initialised(
+    layer: Callable[..., nn.Module], *args: Any, gain: float, generator: torch.Generator, **kwargs: Any
+) -> nn.Module:
+    """A linear or convolutional layer with orthogonal weights and zero biases.
 
     Args:
-        num_inputs: numbers in one flattened input.
-        hidden_sizes: units of each hidden layer.
-        num_outputs: units of the last layer.
-        activation: between the layers.
-        last_gain: gain of the last layer's weights; √2 before it.
+        layer: `nn.Linear` or `nn.Conv2d`.
+        args: its sizes.
+        gain: of the weights.
         generator: on the CPU, the initialisation's own random stream.
-
-    Source: Andrychowicz 2020 (arXiv:2006.05990), section 3.2, for the small last layer of the actor.
+        kwargs: of the layer.
     """
-    sizes = [num_inputs, *hidden_sizes, num_outputs]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for i, (width, following) in enumerate(itertools.pairwise(sizes)):
-        last = i == len(hidden_sizes)
-        # Linear's own initialisation would draw from torch's global stream, which belongs to the user.
-        linear = nn.Linear(width, following, device="meta").to_empty(device="cpu")
-        nn.init.orthogonal_(linear.weight, last_gain if last else HIDDEN_GAIN, generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+    # The layer's own initialisation would draw from torch's global stream, which belongs to the user.
+    made = layer(*args, **kwargs, device="meta").to_empty(device="cpu")
+    nn.init.orthogonal_(made.weight, gain, generator=generator)  # type: ignore[arg-type]
+    nn.init.zeros_(made.bias)  # type: ignore[arg-type]
+    return made
+
+
+def hidden_layers(
+    num_inputs: int, sizes: Sequence[int], activation: Activation, generator: torch.Generator
+) -> list[nn.Module]:
+    """Linear layers of these sizes, `activation` after each; orthogonal weights of gain √2."""
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise([num_inputs, *sizes]):
+        linear = initialised(nn.Linear, width, following, gain=HIDDEN_GAIN, generator=generator)
+        layers += [linear, ACTIVATIONS[activation]()]
+    return layers
+
+
+class Memory(nn.Module):
+    """A GRU or LSTM over features; its state is zero where an episode begins.
+
+    Args:
+        kind: `gru` or `lstm`.
+        num_inputs: features of one step.
+        size: of the state, and of what comes out.
+        generator: on the CPU, the initialisation's own random stream.
+    """
+
+    def __init__(self, kind: Literal["gru", "lstm"], num_inputs: int, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.kind, self.size = kind, size
+        gates = {"gru": 3, "lstm": 4}[kind]
+        self.num_tensors = {"gru": 1, "lstm": 2}[kind]
+        self.weight_ih = nn.Parameter(torch.empty(gates * size, num_inputs))
+        self.weight_hh = nn.Parameter(torch.empty(gates * size, size))
+        self.bias_ih = nn.Parameter(torch.zeros(gates * size))
+        self.bias_hh = nn.Parameter(torch.zeros(gates * size))
+        for weight in (self.weight_ih, self.weight_hh):
+            for gate in weight.detach().chunk(gates):
+                nn.init.orthogonal_(gate, generator=generator)
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Zeros, `[batch_size, size]` each; an LSTM has two of them."""
+        return tuple(torch.zeros(batch_size, self.size, device=device) for _ in range(self.num_tensors))
+
+    def forward(self, features: Tensor, state: State) -> tuple[Tensor, State]:
+        """S sequences of L steps from `state` on: features `[S, L, F]` -> `[S, L, size]`, and the state after them."""
+        # torch's own modules keep a list of their weights, which functional_call does not reach.
+        weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        before = [x[None].contiguous() for x in state]
+        # Has biases, layers, dropout, train, bidirectional, batch first.
+        options: tuple[Any, ...] = (True, 1, 0.0, False, False, True)
+        if self.kind == "gru":
+            out, last = torch.gru(features, before[0], weights, *options)
+            return out, (last[0],)
+        out, *both = torch.lstm(features, before, weights, *options)
+        return out, tuple(x[0] for x in both)
 
 
 class _InwardClamp(torch.autograd.Function):

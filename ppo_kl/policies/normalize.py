@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo_kl.observations import Obs, Part, each_part
+
 CLIP = 10.0
 """Normalised observations and rewards are clipped at ± this."""
 EPS = 1e-8
@@ -44,52 +46,82 @@ class RunningMoments(nn.Module):
         self.count.copy_(total)
 
 
-class ObservationNormalizer(nn.Module):
-    """(obs − mean) / std, clipped; the identity until the first update, and always where it is not enabled."""
+class VectorNormalizer(nn.Module):
+    """(obs − mean) / std, clipped; the identity until the first update."""
 
-    def __init__(self, shape: tuple[int, ...], enabled: bool) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.moments = RunningMoments(shape) if enabled else None
+        self.moments = RunningMoments(shape)
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:
         """`[B, *shape]` -> the same, float32."""
         obs = obs.float()
-        if self.moments is None:
-            return obs
         std = (self.moments.var + EPS).sqrt()
         normalized = ((obs - self.moments.mean) / std).clamp(-CLIP, CLIP).float()
         return torch.where(self.moments.count > 0, normalized, obs)
 
-    def update_(self, obs: Tensor, valid: Tensor) -> None:
+
+class ObservationNormalizer(nn.Module):
+    """Normalises the vectors in an observation; images and indices, and everything where not enabled, pass as they are.
+
+    Args:
+        parts: of the observation.
+        enabled: whether to normalise at all.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], enabled: bool) -> None:
+        super().__init__()
+        vectors = {i: VectorNormalizer(part.shape) for i, part in enumerate(parts) if enabled and part.kind == "vector"}
+        self.vectors = nn.ModuleDict({str(i): normalizer for i, normalizer in vectors.items()})
+
+    def forward(self, obs: Obs) -> Obs:
+        """`[B, *shape]` of each part -> the same."""
+        if not self.vectors:
+            return obs
+        done = [
+            (key, self.vectors[str(i)](x) if str(i) in self.vectors else x) for i, (key, x) in enumerate(each_part(obs))
+        ]
+        return dict(done) if isinstance(obs, dict) else done[0][1]
+
+    def update_(self, obs: Obs, valid: Tensor) -> None:
         """Take in the observations `[B, *shape]` of the rows that count, `valid` `[B]` bool."""
-        if self.moments is not None:
-            self.moments.update_(obs[valid])
+        for i, (_, x) in enumerate(each_part(obs)):
+            if str(i) in self.vectors:
+                self.vectors[str(i)].moments.update_(x[valid])  # type: ignore[union-attr, operator]
 
 
 class RewardScaler(nn.Module):
-    """What the learner sees of a reward: (reward + offset) · scale, then divided by the std of the discounted return.
+    """What the learner sees of a reward: (reward + offset) · scale, clipped at ± limit, then divided by the std of the
+    discounted return.
 
     Args:
         num_envs: N.
         gamma: discount of the return whose variance is followed; it starts anew with each episode.
         offset: added first.
         scale: multiplied then.
+        limit: clipped at ± this then; none: not clipped.
         enabled: whether to divide by the running standard deviation, and clip.
     """
 
     running: Tensor
 
-    def __init__(self, num_envs: int, gamma: float, offset: float, scale: float, enabled: bool) -> None:
+    def __init__(
+        self, num_envs: int, gamma: float, offset: float, scale: float, enabled: bool, limit: float | None = None
+    ) -> None:
         super().__init__()
-        self.gamma, self.offset, self.scale = gamma, offset, scale
+        self.gamma, self.offset, self.scale, self.limit = gamma, offset, scale, limit
         self.moments = RunningMoments(()) if enabled else None
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
+
+    def _shaped(self, reward: Tensor) -> Tensor:
+        reward = (reward + self.offset) * self.scale
+        return reward if self.limit is None else reward.clamp(-self.limit, self.limit)
 
     @torch.no_grad()
     def forward(self, reward: Tensor) -> Tensor:
         """`[T, N]` -> the same, float32."""
-        reward = (reward + self.offset) * self.scale
+        reward = self._shaped(reward)
         if self.moments is None:
             return reward.float()
         normalized = (reward / (self.moments.var + EPS).sqrt()).clamp(-CLIP, CLIP)
@@ -100,7 +132,7 @@ class RewardScaler(nn.Module):
         """Take in a rollout: reward `[T, N]`, done and valid `[T, N]` bool; rows that do not count leave no trace."""
         if self.moments is None:
             return
-        reward = (reward + self.offset) * self.scale
+        reward = self._shaped(reward)
         # NumPy: a loop over [N] tensors would cost ten times as much.
         rewards, ends, counts = (x.cpu().numpy() for x in (reward.double(), done, valid))
         running = self.running.cpu().numpy().copy()

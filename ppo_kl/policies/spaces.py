@@ -1,10 +1,10 @@
-"""Which family an action space has, which observations there are encoders for, and families as plain values."""
+"""Which family an action space has, and families as plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -24,6 +24,9 @@ BOX_FAMILIES: dict[str, type[GaussianFamily] | type[BetaFamily]] = {
 }
 """Family of a Box by `policy.distribution`."""
 
+RESCALABLE: dict[str, type[GaussianFamily]] = {"gaussian": GaussianFamily, "full_gaussian": FullGaussianFamily}
+"""Those whose actions may be taken as they are, or stretched from ±1 to the bounds."""
+
 FAMILIES: dict[str, type[Any]] = {
     "categorical": CategoricalFamily,
     "multi_categorical": MultiCategoricalFamily,
@@ -34,38 +37,44 @@ FAMILIES: dict[str, type[Any]] = {
 """Family by its name in a checkpoint."""
 
 
-def family_of(space: spaces.Space[Any], distribution: BoxDistribution = "gaussian") -> Family:
+class _BoxChoice(NamedTuple):
+    distribution: BoxDistribution
+    rescale: bool
+
+
+def family_of(space: spaces.Space[Any], distribution: BoxDistribution = "gaussian", *, rescale: bool = False) -> Family:
     """The family of an action space.
 
     Args:
         space: of one environment.
         distribution: what every Box in it gets.
+        rescale: Gaussians that are not squashed: actions at ±1 are stretched to the bounds.
 
     Raises:
         ConfigError: no family for this space, with the list of those there are.
     """
     for kind, make in _FAMILY_OF.items():
         if isinstance(space, kind):
-            return make(space, distribution)
+            return make(space, _BoxChoice(distribution, rescale))
     raise ConfigError(f"action space {space}: not supported; supported are {SUPPORTED}")
 
 
-def _discrete(space: Any, _: BoxDistribution) -> Family:
+def _discrete(space: Any, _: _BoxChoice) -> Family:
     return CategoricalFamily(int(space.n), int(space.start), str(space.dtype))
 
 
-def _multi_discrete(space: Any, _: BoxDistribution) -> Family:
+def _multi_discrete(space: Any, _: _BoxChoice) -> Family:
     _refuse_empty(space)
     sizes, starts = (tuple(x.ravel().tolist()) for x in (space.nvec, space.start))
     return MultiCategoricalFamily(sizes, starts, space.shape, str(space.dtype))
 
 
-def _multi_binary(space: Any, _: BoxDistribution) -> Family:
+def _multi_binary(space: Any, _: _BoxChoice) -> Family:
     _refuse_empty(space)
     return BernoulliFamily(space.shape)
 
 
-def _box(space: Any, distribution: BoxDistribution) -> Family:
+def _box(space: Any, box: _BoxChoice) -> Family:
     if not np.issubdtype(space.dtype, np.floating):
         raise ConfigError(f"action space {space}: not supported; supported are {SUPPORTED}")
     low, high = space.low.ravel(), space.high.ravel()
@@ -73,24 +82,27 @@ def _box(space: Any, distribution: BoxDistribution) -> Family:
         raise ConfigError(f"action space {space}: Box actions need finite bounds on both sides")
     _refuse_empty(space)
     shape = tuple(int(size) for size in space.shape)
-    return BOX_FAMILIES[distribution](tuple(low.tolist()), tuple(high.tolist()), shape, str(space.dtype))
+    bounds = tuple(low.tolist()), tuple(high.tolist())
+    if box.rescale and box.distribution in RESCALABLE:
+        return RESCALABLE[box.distribution](*bounds, shape, str(space.dtype), rescale=True)
+    return BOX_FAMILIES[box.distribution](*bounds, shape, str(space.dtype))
 
 
-def _dict(space: Any, distribution: BoxDistribution) -> Family:
+def _dict(space: Any, box: _BoxChoice) -> Family:
     if not all(isinstance(key, str) for key in space.spaces):
         raise ConfigError(f"action space {space}: the keys of a Dict must be words")
-    return _joint(space, list(space.spaces.items()), distribution)
+    return _joint(space, list(space.spaces.items()), box)
 
 
-def _tuple(space: Any, distribution: BoxDistribution) -> Family:
-    return _joint(space, list(enumerate(space.spaces)), distribution)
+def _tuple(space: Any, box: _BoxChoice) -> Family:
+    return _joint(space, list(enumerate(space.spaces)), box)
 
 
-def _joint(space: Any, parts: list[tuple[Any, Any]], distribution: BoxDistribution) -> Family:
+def _joint(space: Any, parts: list[tuple[Any, Any]], box: _BoxChoice) -> Family:
     if not parts:
         raise ConfigError(f"action space {space}: empty")
     try:
-        return JointFamily(tuple((key, family_of(part, distribution)) for key, part in parts))
+        return JointFamily(tuple((key, family_of(part, box.distribution, rescale=box.rescale)) for key, part in parts))
     except ConfigError as error:
         raise ConfigError(f"{error} (in action space {space})") from None
 
@@ -100,7 +112,7 @@ def _refuse_empty(space: Any) -> None:
         raise ConfigError(f"action space {space}: empty")
 
 
-_FAMILY_OF: dict[type[spaces.Space[Any]], Callable[[Any, BoxDistribution], Family]] = {
+_FAMILY_OF: dict[type[spaces.Space[Any]], Callable[[Any, _BoxChoice], Family]] = {
     spaces.Discrete: _discrete,
     spaces.MultiDiscrete: _multi_discrete,
     spaces.MultiBinary: _multi_binary,
@@ -134,16 +146,3 @@ def _rebuilt(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_rebuilt(item) for item in value)
     return from_description(value) if isinstance(value, dict) else value
-
-
-def shape_of_observation(space: spaces.Space[Any]) -> tuple[int, ...]:
-    """The shape of one observation.
-
-    Raises:
-        ConfigError: no encoder for this space, or an empty one.
-    """
-    if not isinstance(space, spaces.Box):
-        raise ConfigError(f"observation space {space}: not supported; supported is Box")
-    if space.shape == () or 0 in space.shape:
-        raise ConfigError(f"observation space {space}: empty or a scalar; supported are vectors and arrays")
-    return tuple(int(size) for size in space.shape)

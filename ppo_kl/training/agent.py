@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor
 
 from ppo_kl import checkpoint
+from ppo_kl.batch import State
 from ppo_kl.config import ObjectiveConfig, TrainConfig
-from ppo_kl.envs.autoreset import Array, Environments
+from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 from ppo_kl.objectives.objective import Objective
-from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.observations import Array, by_part, describe_parts, each_part, from_parts_description, over_parts, read
+from ppo_kl.policies.custom import make_policy
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
-from ppo_kl.policies.spaces import describe, family_of, from_description, shape_of_observation
+from ppo_kl.policies.spaces import describe, family_of, from_description
 from ppo_kl.training.collector import Collector
 from ppo_kl.training.evaluation import Evaluation, evaluate
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
@@ -72,11 +73,11 @@ class Agent:
         resolve_device(config.runtime.device)  # refused here, before any environment is made
         require_threshold(config.training.kl_stop, config.objective)
         envs = make_vector_env(config.env, config.seed)
-        spaces = {
-            "obs_shape": list(shape_of_observation(envs.observation_space)),
-            "action": describe(family_of(envs.action_space, config.policy.distribution)),
-        }
-        self._build(config, spaces)
+        try:
+            self._build(config, _spaces_of(envs, config))
+        except BaseException:
+            envs.close()
+            raise
         self._collector = self._collect_from(envs)
 
     def _build(self, config: TrainConfig, spaces: dict[str, Any]) -> None:
@@ -84,10 +85,9 @@ class Agent:
         self.config, self.spaces = config, spaces
         self.device = resolve_device(config.runtime.device)
         self.family = from_description(spaces["action"])
-        self.obs_shape = tuple(spaces["obs_shape"])
+        self.parts = from_parts_description(spaces["obs"])
         training, env = config.training, config.env
-        num_inputs = math.prod(self.obs_shape)
-        self.policy = ActorCritic(num_inputs, self.family, config.policy, self._generator("initialisation"))
+        self.policy = make_policy(self.parts, self.family, config.policy, self._generator("initialisation"))
         self.policy.to(self.device)
         self.objective = Objective(config.objective, num_action_dims=self.family.num_action_dims).to(self.device)
         self.learner = Learner(
@@ -98,9 +98,9 @@ class Agent:
             self._generator("minibatch"),
             config.runtime.engine,
         )
-        self.obs_normalizer = ObservationNormalizer(self.obs_shape, env.normalize_obs).to(self.device)
+        self.obs_normalizer = ObservationNormalizer(self.parts, env.normalize_obs).to(self.device)
         self.reward_scaler = RewardScaler(
-            env.num_envs, training.gamma, env.reward_offset, env.reward_scale, env.normalize_reward
+            env.num_envs, training.gamma, env.reward_offset, env.reward_scale, env.normalize_reward, env.reward_limit
         ).to(self.device)
         self._action_generator = self._generator("action")
         self.steps = self.iterations = 0
@@ -166,8 +166,8 @@ class Agent:
         """The collector; made anew after loading, when every environment begins a new episode."""
         if self._collector is None:
             envs = make_vector_env(self.config.env, self.config.seed, first_episode=self._episodes_begun)
-            found = family_of(envs.action_space, self.config.policy.distribution)
-            if found != self.family or shape_of_observation(envs.observation_space) != self.obs_shape:
+            if _spaces_of(envs, self.config) != self.spaces:
+                envs.close()
                 raise CheckpointError(
                     f"env.id={self.config.env.id}: spaces {envs.observation_space}, {envs.action_space} are not those "
                     f"this agent was trained with ({self.spaces})"
@@ -179,43 +179,102 @@ class Agent:
     # --- acting -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def act(self, obs: Array, *, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
+    def act(
+        self,
+        obs: Any,
+        *,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+        action_mask: Any = None,
+        memory: ActingMemory | None = None,
+    ) -> Any:
         """The action for one observation or a batch of them, as the environment takes it.
 
         Args:
-            obs: `[*obs]` or `[N, *obs]`, as the environment sends it.
+            obs: `[*obs]` or `[N, *obs]`, as the environment sends it; a dict or tuple where its space is one.
             deterministic: the most likely action; else one drawn from the policy.
             generator: where to draw from, on the CPU; none: torch's own.
+            action_mask: which actions are allowed, `[num_mask]` or `[N, num_mask]` bool, choices side by side.
+            memory: of a recurrent agent, from `new_memory`; moved on by this observation.
 
         Returns:
             One action, or `[N, ...]`.
 
         Raises:
-            ValueError: `obs` has another shape.
+            ValueError: `obs` has another shape, or a recurrent agent was given no memory.
         """
-        x = torch.as_tensor(np.asarray(obs), device=self.device)
-        single = tuple(x.shape) == self.obs_shape
-        if not single and tuple(x.shape[1:]) != self.obs_shape:
-            raise ValueError(f"act: obs has shape {tuple(x.shape)}, expected {self.obs_shape} or (N, {self.obs_shape})")
-        params = self.policy.actor(self.obs_normalizer(x[None] if single else x))
-        if deterministic:
-            action = self.family.mode(params)
-        elif generator is None:
-            action = self.family.build(params).sample()
-        else:
-            action = self.family.sample(params, generator)
-        to_env = self.family.to_env(action)
+        seen, single = self._seen(obs)
+        to_env = self._act(seen, deterministic, generator, action_mask, memory)
         return _first(to_env) if single else to_env
+
+    def _seen(self, obs: Any) -> tuple[Any, bool]:
+        """Observations as sent, by part and with a batch axis, and whether it was a single one."""
+        try:
+            sent = each_part(read(self.parts, obs))
+        except (KeyError, IndexError, TypeError) as error:
+            keys = ", ".join(part.key for part in self.parts)
+            raise ValueError(f"act: obs lacks {error}; expected the parts {keys}") from None
+        single = sent[0][1].shape == self.parts[0].shape
+        for part, (key, x) in zip(self.parts, sent, strict=True):
+            if (x.shape if single else x.shape[1:]) != part.shape:
+                called = f"obs {key!r}" if key else "obs"
+                raise ValueError(f"act: {called} has shape {x.shape}, expected {part.shape} or (N, {part.shape})")
+        return over_parts(lambda x: x[None] if single else x, read(self.parts, obs)), single
+
+    def _act(
+        self,
+        obs: Any,
+        deterministic: bool,
+        generator: torch.Generator | None,
+        action_mask: Any,
+        memory: ActingMemory | None,
+    ) -> Any:
+        """Actions for observations by part, `[N, *obs]`, as the environments take them."""
+        kept = by_part(self.parts, lambda part: (obs[part.key] if part.path else obs).astype(part.dtype))
+        seen = self.obs_normalizer(over_parts(lambda x: torch.as_tensor(x, device=self.device), kept))
+        state, starts = ((), None) if memory is None else (memory.state, memory.starts)
+        if memory is None and self.config.policy.memory != "none":
+            raise ValueError(
+                "act: this agent is recurrent; make a memory by agent.new_memory() and give it with every obs"
+            )
+        params, state = self.policy.act(seen, state, starts)
+        if memory is not None:
+            memory.state, memory.starts = state, torch.zeros_like(memory.starts)
+        mask = None
+        if action_mask is not None:
+            mask = torch.as_tensor(np.asarray(action_mask, bool), device=self.device).reshape(len(params), -1)
+        if deterministic:
+            action = self.family.mode(params, mask)
+        elif generator is None:
+            action = self.family.build(params, mask).sample()
+        else:
+            action = self.family.sample(params, generator, mask)
+        return self.family.to_env(action)
+
+    def new_memory(self, num_envs: int = 1) -> ActingMemory:
+        """What a recurrent agent remembers of `num_envs` streams of observations, at their beginning."""
+        starts = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        return ActingMemory(self.policy.initial_state(num_envs), starts)
 
     def evaluate(self, episodes: int = 10, *, deterministic: bool = True) -> Evaluation:
         """Whole episodes on environments of their own; changes nothing of the agent, its random streams included."""
         if episodes < 1:
             raise ConfigError(f"episodes={episodes!r}: allowed: >= 1")
         generator = self._generator("evaluation")
-        config = dataclasses.replace(self.config.env, vectorization="sync", num_envs=min(episodes, 10))
+        env = self.config.env
+        # A vector environment of its own may show something else than single ones, as Atari's does.
+        how: Any = "native" if env.vectorization == "native" else "sync"
+        config = dataclasses.replace(env, vectorization=how, num_envs=min(episodes, 10), timeout=type(env).timeout)
         envs = make_vector_env(config, self.config.seed, first_env=EVALUATION)
+        memory = self.new_memory(envs.num_envs)
+
+        @torch.inference_mode()
+        def act(obs: Any, action_mask: Array | None, starts: Array) -> Any:
+            memory.begin(starts)
+            return self._act(obs, deterministic, generator, action_mask, memory)
+
         try:
-            return evaluate(lambda obs: self.act(obs, deterministic=deterministic, generator=generator), envs, episodes)
+            return evaluate(act, envs, episodes)
         finally:
             envs.close()
 
@@ -300,6 +359,29 @@ class Agent:
         if self._collector is not None:
             self._collector.envs.close()
             self._collector = None
+
+
+class ActingMemory:
+    """What a recurrent agent remembers while it acts; of no use to others, and harmless.
+
+    Args:
+        state: of each stream of observations, `[N, ...]`.
+        starts: where the next observation begins an episode, `[N]` bool.
+    """
+
+    def __init__(self, state: State, starts: Tensor) -> None:
+        self.state, self.starts = state, starts
+
+    def begin(self, where: Any = True) -> None:
+        """The next observation begins an episode: everywhere, or `where`, `[N]` bool."""
+        self.starts = self.starts | torch.as_tensor(where, device=self.starts.device)
+
+
+def _spaces_of(envs: Environments, config: TrainConfig) -> dict[str, Any]:
+    """The spaces that an agent is made for, as plain values."""
+    policy = config.policy
+    family = family_of(envs.action_space, policy.distribution, rescale=policy.action_transform == "rescale")
+    return {"obs": describe_parts(envs.parts), "action": describe(family)}
 
 
 def _first(sent: Any) -> Any:

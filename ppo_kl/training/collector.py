@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_kl.batch import Rollout
-from ppo_kl.envs.autoreset import Array, Environments
-from ppo_kl.errors import EnvDataError
-from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.batch import Rollout, State
+from ppo_kl.envs.autoreset import Environments
+from ppo_kl.envs.guard import LARGEST
+from ppo_kl.errors import EnvDataError, EnvWarning, PPOKLError
+from ppo_kl.observations import Array, Obs, Part, bounds_of, by_part, each_part, over_parts
+from ppo_kl.policies.actor_critic import Policy, PolicyOutput, restarted
 from ppo_kl.policies.families import Family
 
 
@@ -47,6 +50,26 @@ class EpisodeMeter:
         return taken
 
 
+class _Recorder:
+    """What is stored step by step; arrays on the host, allocated once per rollout."""
+
+    def __init__(self, num_steps: int, envs: Environments) -> None:
+        T, N = num_steps, envs.num_envs
+        self.obs = by_part(envs.parts, lambda part: np.empty((T, N, *part.shape), part.dtype))
+        self.reward = np.empty((T, N))
+        self.terminated, self.truncated, self.valid, self.starts = (np.empty((T, N), bool) for _ in range(4))
+        self.action_mask: Array | None = None
+        self.final_obs: dict[tuple[int, int], Any] = {}
+        self.nonfinite = 0
+
+    def mask_row(self, t: int, mask: Array | None) -> None:
+        if mask is None:
+            return
+        if self.action_mask is None:
+            self.action_mask = np.ones((*self.reward.shape, mask.shape[-1]), bool)
+        self.action_mask[t] = mask
+
+
 class Collector:
     """Steps N environments T times with a policy that stands still meanwhile.
 
@@ -63,7 +86,7 @@ class Collector:
         self,
         envs: Environments,
         family: Family,
-        normalize: Callable[[Tensor], Tensor],
+        normalize: Callable[[Obs], Obs],
         num_steps: int,
         generator: torch.Generator,
         device: torch.device,
@@ -71,87 +94,210 @@ class Collector:
         self.envs, self.family, self.normalize = envs, family, normalize
         self.num_steps, self.generator, self.device = num_steps, generator, device
         self.episodes = EpisodeMeter(envs.num_envs)
-        self._obs: Array | None = None
+        self.nonfinite = 0
+        self._bounds = {part.key: bounds_of(part, envs.observation_space) for part in envs.parts}
+        self._warned: set[str] = set()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._obs: Any = None
+        self._starts = np.ones(self.envs.num_envs, bool)
+        self._state: State | None = None
 
     @torch.no_grad()
-    def collect(self, policy: ActorCritic) -> tuple[Rollout, EpisodeStats]:
+    def collect(self, policy: Policy) -> tuple[Rollout, EpisodeStats]:
         """A rollout of T steps, and the episodes that ended in it.
 
         Acting needs the actor alone: values, log-probabilities and parameters follow in one pass over the whole
-        rollout, since the policy does not change meanwhile.
+        rollout, since the policy does not change meanwhile. A recurrent policy answers everything step by step.
 
         Raises:
-            EnvDataError: an environment sent a non-finite observation or reward.
+            EnvDataError: an environment sent a non-finite observation or reward, or a mask that allows nothing.
+            EnvWorkerError: an environment failed.
         """
-        T, N, device = self.num_steps, self.envs.num_envs, self.device
-        obs = self.envs.reset() if self._obs is None else self._obs
+        try:
+            told = self._step_through(policy)
+        except PPOKLError:
+            self._begin_anew()  # whoever goes on begins new episodes
+            self.episodes = EpisodeMeter(self.envs.num_envs)
+            raise
+        if not told.valid.any():
+            return self.collect(policy)  # every environment was only reset: nothing to learn from yet
+        return told, self.episodes.take()
+
+    def _step_through(self, policy: Policy) -> Rollout:
+        T, N, device, envs = self.num_steps, self.envs.num_envs, self.device, self.envs
+        obs = envs.reset() if self._obs is None else self._obs
+        starts, state = self._starts, self._state
+        if state is None:
+            state = policy.initial_state(N)
         noise = self.family.draw_noise((T, N), self.generator).to(device)
-        obs_seen = np.empty((T, *obs.shape), np.float32)
-        action_taken: list[Tensor] = []
-        reward = np.empty((T, N))
-        terminated, truncated, valid = (np.empty((T, N), bool) for _ in range(3))
-        final_obs: dict[tuple[int, int], Array] = {}
-        for t in range(T):
-            obs_seen[t] = obs
-            params = policy.actor(self.normalize(torch.from_numpy(obs_seen[t]).to(device)))
-            action = self.family.sample(params, noise[t])
-            action_taken.append(action)
-            step = self.envs.step(self.family.to_env(action))
-            reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid
-            final_obs.update({(t, i): last for i, last in step.final_obs.items() if truncated[t, i]})
-            self.episodes.add(step.reward, (step.terminated | step.truncated) & step.valid, step.valid)
-            obs = step.obs
-        fault = _first_fault(obs_seen, reward, obs, final_obs)
+        told, action_taken = _Recorder(T, envs), list[Tensor]()
+        outputs: list[PolicyOutput] = []
+        states, at_end = list[State](), dict[tuple[int, int], State]()
+        with np.errstate(over="ignore"):  # what is too large for float32 is found below
+            for t in range(T):
+                over_parts(lambda stored, x, t=t: stored.__setitem__(t, x), told.obs, obs)
+                told.starts[t] = starts
+                told.mask_row(t, envs.action_mask)
+                seen = self.normalize(over_parts(lambda x, t=t: torch.from_numpy(x[t]).to(device), told.obs))
+                if state:
+                    begins = torch.from_numpy(starts).to(device)
+                    states.append(restarted(policy, state, begins))
+                    outputs.append(policy(seen, state, begins))
+                    params, state = outputs[-1].params, outputs[-1].state
+                else:
+                    params, _ = policy.act(seen)
+                mask = None if envs.action_mask is None else torch.from_numpy(envs.action_mask).to(device)
+                action = self.family.sample(params, noise[t], mask)
+                action_taken.append(action)
+                step = envs.step(self.family.to_env(action))
+                told.reward[t], told.terminated[t], told.truncated[t] = step.reward, step.terminated, step.truncated
+                told.valid[t] = step.valid
+                for i, last in step.final_obs.items():
+                    if step.truncated[i]:
+                        told.final_obs[t, i] = last
+                        at_end[t, i] = tuple(x[i] for x in state)
+                told.nonfinite += step.nonfinite
+                self.episodes.add(step.reward, (step.terminated | step.truncated) & step.valid, step.valid)
+                obs, starts = step.obs, step.begun
+            fault = _first_fault(envs.parts, told, obs)
         if fault is not None:
-            self._obs, self.episodes = None, EpisodeMeter(N)  # whoever goes on begins new episodes
             raise EnvDataError(
                 f"{fault} of this rollout; no update was made with it, weights and checkpoints are as before; mend the "
-                "environment, then go on with --resume where a checkpoint was saved"
+                "environment, then go on with --resume where a checkpoint was saved; env.nonfinite=truncate cuts the "
+                "episode instead"
             )
-        self._obs = obs
-        if not valid.any():
-            return self.collect(policy)  # every environment was only reset: nothing to learn from yet
+        self._warn_of_bounds(told.obs)
+        self.nonfinite += told.nonfinite
+        self._obs, self._starts, self._state = obs, starts, state
+        return self._rollout(policy, told, torch.stack(action_taken), outputs, states, at_end)
 
-        flat_obs = torch.from_numpy(obs_seen).to(device)
-        params, value, _ = policy(self.normalize(flat_obs.flatten(0, 1)))
+    def _rollout(
+        self,
+        policy: Policy,
+        told: _Recorder,
+        action: Tensor,
+        outputs: list[PolicyOutput],
+        states: list[State],
+        at_end: dict[tuple[int, int], State],
+    ) -> Rollout:
+        """The rollout as tensors, with what the policy says of it."""
+        T, N, device = self.num_steps, self.envs.num_envs, self.device
+
+        def tensor(x: Array) -> Tensor:
+            return torch.from_numpy(x).to(device)
+
+        obs = over_parts(tensor, told.obs)
+        if outputs:
+            params, value = torch.cat([out.params for out in outputs]), torch.cat([out.value for out in outputs])
+        else:
+            params, value, _ = policy(self.normalize(over_parts(lambda x: x.flatten(0, 1), obs)))
         value = value.view(T, N)
-        action = torch.stack(action_taken)
-        logp = self.family.build(params).log_prob(action.flatten(0, 1)).view(T, N)
-        rollout = Rollout(
-            obs=flat_obs,
+        mask = None if told.action_mask is None else tensor(told.action_mask)
+        pi = self.family.build(params, None if mask is None else mask.flatten(0, 1))
+        return Rollout(
+            obs=obs,
             action=action,
-            reward=torch.from_numpy(reward).to(device, torch.float32),
-            terminated=torch.from_numpy(terminated).to(device),
-            truncated=torch.from_numpy(truncated).to(device),
+            reward=tensor(told.reward).to(torch.float32),
+            terminated=tensor(told.terminated),
+            truncated=tensor(told.truncated),
             value=value,
-            next_value=self._next_value(policy, value, obs, final_obs),
-            logp=logp,
+            next_value=self._next_value(policy, value, told.final_obs, at_end),
+            logp=pi.log_prob(action.flatten(0, 1)).view(T, N),
             params=params.view(T, N, -1),
-            valid=torch.from_numpy(valid).to(device),
+            valid=tensor(told.valid),
+            action_mask=mask,
+            starts=tensor(told.starts) if states else None,
+            state=tuple(torch.stack(x) for x in zip(*states, strict=True)),
         )
-        return rollout, self.episodes.take()
 
     def _next_value(
-        self, policy: ActorCritic, value: Tensor, last: Array, final_obs: dict[tuple[int, int], Array]
+        self,
+        policy: Policy,
+        value: Tensor,
+        final_obs: dict[tuple[int, int], Any],
+        at_end: dict[tuple[int, int], State],
     ) -> Tensor:
         """V of each row's true successor: the next row's, but for the last row and where an episode was truncated."""
-        cut = list(final_obs)
-        successors = np.concatenate([last, *(final_obs[place][None] for place in cut)]).astype(np.float32)
-        bootstrap = policy(self.normalize(torch.from_numpy(successors).to(value.device))).value
-        next_value = torch.cat([value[1:], bootstrap[None, : len(last)]])
+        cut, N = list(final_obs), self.envs.num_envs
+
+        def successors(last: Array, *cut_off: Array) -> Tensor:
+            dtype = np.float32 if last.dtype.kind == "f" else last.dtype
+            stacked = np.concatenate([last, *(x[None] for x in cut_off)])
+            return torch.from_numpy(stacked.astype(dtype)).to(value.device)
+
+        with np.errstate(over="ignore"):
+            obs = by_part(
+                self.envs.parts,
+                lambda part: successors(*(_stored(part, x) for x in (self._obs, *(final_obs[place] for place in cut)))),
+            )
+        state = tuple(
+            torch.cat([now, *(at_end[place][k][None] for place in cut)]) for k, now in enumerate(self._state or ())
+        )
+        # In the successor of a truncated step no episode begins; where the last row's does, its value is not used.
+        starts = torch.zeros(N + len(cut), dtype=torch.bool, device=value.device) if state else None
+        bootstrap = policy(self.normalize(obs), state, starts).value
+        next_value = torch.cat([value[1:], bootstrap[None, :N]])
         if cut:
             t, i = torch.tensor(cut, device=value.device).T
-            next_value[t, i] = bootstrap[len(last) :]
+            next_value[t, i] = bootstrap[N:]
         return next_value
 
+    def _warn_of_bounds(self, obs: Any) -> None:
+        """Say once what lies outside of what the observation space declares; nothing is changed."""
+        for key, x in each_part(obs):
+            bounds = self._bounds[key]
+            if bounds is None or key in self._warned:
+                continue
+            outside = int(((x < bounds[0]) | (x > bounds[1])).sum())
+            if outside:
+                self._warned.add(key)
+                called = f"observation {key!r}" if key else "the observations"
+                warnings.warn(
+                    f"{outside} numbers of {called} in this rollout lie outside the bounds that the space declares, "
+                    f"the lowest {x.min():g}, the highest {x.max():g}; they are used as they are",
+                    EnvWarning,
+                    stacklevel=2,
+                )
 
-def _first_fault(obs: Array, reward: Array, last: Array, final_obs: dict[tuple[int, int], Array]) -> str | None:
-    """What is first not finite in float32, as training sees it, with environment and step; none if nothing is."""
-    T, N = reward.shape
-    with np.errstate(over="ignore"):
-        answered = np.concatenate([obs, last[None].astype(np.float32)]).reshape(T + 1, N, -1)
-        seen_reward = reward.astype(np.float32)
-    faults = [("reward", t, i, reward[t, i]) for t, i in np.argwhere(~np.isfinite(seen_reward))]
-    faults += [("observation", t, i, answered[t, i]) for t, i in np.argwhere(~np.isfinite(answered).all(-1))]
-    faults += [("observation", t + 1, i, x) for (t, i), x in final_obs.items() if not np.isfinite(x).all()]
-    return next((f"{name} of environment {i} is {value} at step {t}" for name, t, i, value in faults), None)
+
+def _stored(part: Part, obs: Any) -> Array:
+    """One part of observations as they are kept."""
+    x = obs[part.key] if part.path else obs
+    stored: Array = x.astype(part.dtype)
+    return stored
+
+
+def _first_fault(parts: tuple[Part, ...], told: _Recorder, last: Any) -> str | None:
+    """What is first not usable as training sees it, with environment, step and place; none if nothing is."""
+    faults = [("reward", told.reward[t, i], t, i) for t, i in np.argwhere(~(np.abs(told.reward) <= LARGEST))]
+    for part in parts:
+        name = f"observation {part.key!r}" if part.path else "observation"
+        seen: Array = (told.obs[part.key] if isinstance(told.obs, dict) else told.obs).reshape(*told.reward.shape, -1)
+        ends = [(len(seen), i, x.ravel()) for i, x in enumerate(_stored(part, last))]
+        ends += [(t + 1, i, _stored(part, x).ravel()) for (t, i), x in told.final_obs.items()]
+        for t, i in np.argwhere(_bad(part, seen).any(-1)):
+            faults.append((*_first_bad(name, part, seen[t, i]), t, i))
+        faults += [(*_first_bad(name, part, x), t, i) for t, i, x in ends if _bad(part, x).any()]
+    if not faults:
+        return None
+    name, value, t, i = min(faults, key=lambda fault: fault[2])
+    return f"{name} of environment {i} is {value} at step {t}"
+
+
+def _bad(part: Part, x: Array) -> Array:
+    """Which numbers cannot be trained on: not finite in float32, or an index that its space does not have."""
+    if part.kind == "index":
+        bad: Array = (x < 0) | (x >= np.array(part.sizes))
+    else:
+        bad = ~np.isfinite(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+    return bad
+
+
+def _first_bad(name: str, part: Part, x: Array) -> tuple[str, Any]:
+    """Name with its index, and the value itself; an index of a Discrete as it was sent."""
+    place = int(_bad(part, x).argmax())
+    at = "".join(f"[{int(k)}]" for k in np.unravel_index(place, part.shape))
+    value = x[place]
+    return name + at, value + part.starts[place] if part.kind == "index" else value

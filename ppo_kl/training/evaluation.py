@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppo_kl.envs.autoreset import Array, Environments
+from ppo_kl.envs.autoreset import Environments
+from ppo_kl.observations import Array
 
 
 class Evaluation(NamedTuple):
@@ -27,13 +28,14 @@ class Evaluation(NamedTuple):
         return float(np.std(self.returns))
 
 
-def evaluate(act: Callable[[Array], Any], envs: Environments, episodes: int) -> Evaluation:
+def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments, episodes: int) -> Evaluation:
     """The first ⌈episodes / N⌉ or so episodes of each environment, `episodes` in all.
 
     Each environment contributes a number fixed beforehand: taking whichever episodes end first would favour short ones.
 
     Args:
-        act: observations `[N, *obs]` -> actions as the environments take them.
+        act: observations `[N, *obs]`, the actions that are allowed, `[N, num_mask]` bool or none, and where an episode
+            begins, `[N]` bool -> actions as the environments take them.
         envs: N environments; closed by the caller.
         episodes: how many.
     """
@@ -42,10 +44,10 @@ def evaluate(act: Callable[[Array], Any], envs: Environments, episodes: int) -> 
     wanted[: episodes % N] += 1
     done_so_far, returns, lengths = np.zeros(N, int), np.zeros(N), np.zeros(N, int)
     result = Evaluation([], [])
-    obs = envs.reset()
+    obs, starts = envs.reset(), np.ones(N, bool)
     while (done_so_far < wanted).any():
-        step = envs.step(act(obs))
-        obs = step.obs
+        step = envs.step(act(obs, envs.action_mask, starts))
+        obs, starts = step.obs, step.begun
         returns += np.where(step.valid, step.reward, 0.0)
         lengths += step.valid
         for i in step.final_obs:

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ppo_kl.batch import flatten
+from ppo_kl.batch import Rollout, flatten
 from ppo_kl.diagnostics.measure import kl_before, measure
+from ppo_kl.errors import EnvDataError
+from ppo_kl.observations import over_parts
 from ppo_kl.training.advantages import gae, normalize_advantages
 from ppo_kl.training.collector import Collector, EpisodeStats
 
 if TYPE_CHECKING:
     from ppo_kl.training.agent import Agent
+
+
+RETURN_LIMIT = 1e18
 
 
 class Iteration(NamedTuple):
@@ -68,7 +74,8 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         progress: share of training that is done, in [0, 1); moves schedules.
 
     Raises:
-        EnvDataError: an environment sent something that is not finite.
+        EnvDataError: an environment sent something that cannot be trained on.
+        EnvWorkerError: an environment failed.
     """
     begin = time.perf_counter()
     training, policy, family, objective = agent.config.training, agent.policy, agent.family, agent.objective
@@ -84,7 +91,8 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         gamma=training.gamma,
         gae_lambda=training.gae_lambda,
     )
-    raw = flatten(rollout, adv, ret, agent.obs_normalizer)
+    _require_representable(rollout, ret)
+    raw = flatten(rollout, adv, ret, agent.obs_normalizer, training.sequence_length)
     normalized = raw._replace(adv=normalize_advantages(raw.adv, raw.valid))
     collected = time.perf_counter()
 
@@ -92,7 +100,7 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     updated = agent.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
     measured = measure(policy, family, objective, raw if training.advantage_norm == "none" else normalized)
     objective.adapt_(measured["kl/controlled"])
-    agent.obs_normalizer.update_(rollout.obs.flatten(0, 1), raw.valid)
+    agent.obs_normalizer.update_(over_parts(lambda x: x.flatten(0, 1), rollout.obs), rollout.valid.flatten())
     agent.reward_scaler.update_(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid)
 
     on_device = {
@@ -112,7 +120,21 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         "time/rollout_seconds": collected - begin,
         "time/update_seconds": updating - collected,
     }
+    if agent.config.env.nonfinite == "truncate":
+        metrics["env/nonfinite"] = float(collector.nonfinite)
     return Outcome(metrics | _of_episodes(episodes) | seconds, episodes, steps, skipped)
+
+
+def _require_representable(rollout: Rollout, ret: Tensor) -> None:
+    """Refuse returns whose square is infinite in float32: the value loss would be, and every step be skipped."""
+    too_large = (ret.abs() > RETURN_LIMIT) & rollout.value.isfinite()
+    if too_large.any():
+        t, i = too_large.nonzero()[0].tolist()
+        raise EnvDataError(
+            f"the return of environment {i} from step {t} of this rollout is {ret[t, i].item():g}, beyond "
+            f"±{RETURN_LIMIT:g}, whose square float32 cannot hold; no update was made with it, weights and checkpoints "
+            "are as before; make rewards smaller with env.reward_scale, or clip them with env.reward_limit"
+        )
 
 
 def _of_episodes(episodes: EpisodeStats) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ppo_kl.batch import Batch, minibatches
@@ -14,7 +14,7 @@ from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives.divergence import policy_kl, require_kl
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.objectives.reduction import valid_mean
-from ppo_kl.policies.actor_critic import ActorCritic, PolicyOutput
+from ppo_kl.policies.actor_critic import Policy, PolicyOutput, old_and_new
 from ppo_kl.policies.families import Family
 from ppo_kl.training.advantages import normalize_advantages
 from ppo_kl.training.engine import ENGINES
@@ -57,7 +57,7 @@ class Learner:
 
     def __init__(
         self,
-        policy: ActorCritic,
+        policy: Policy,
         family: Family,
         objective: Objective,
         config: TrainingConfig,
@@ -65,8 +65,9 @@ class Learner:
         engine: str = "eager",
     ) -> None:
         self.policy, self.family, self.objective, self.config = policy, family, objective, config
+        self._module = cast(nn.Module, policy)
         self.generator = generator
-        self.parameters = FlatParameters(policy)
+        self.parameters = FlatParameters(self._module)
         flat = self.parameters.flat.detach()
         require_kl(family.build(flat.new_zeros(1, family.num_params)))  # here, by name, and not in the first update
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat), torch.zeros_like(flat)
@@ -99,11 +100,13 @@ class Learner:
             buffer.zero_()
         if config.lr_schedule != "kl_adaptive":
             torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
-        valid_index = batch.valid.nonzero().squeeze(-1)
-        for epoch in range(config.num_epochs if len(valid_index) else 0):
+        units = batch.units()
+        num_rows = int(batch.valid.sum()) if batch.state else len(units)
+        for epoch in range(config.num_epochs if num_rows else 0):
             if epoch > 0 and stop.between_epochs_(lambda: self._stop_kl(batch)):
                 break
-            for index, valid in zip(*minibatches(valid_index, config.minibatch_size, self.generator), strict=True):
+            parts = minibatches(units, config.minibatch_size, self.generator, num_rows)
+            for index, valid in zip(*parts, strict=True):
                 self._step(batch, index, valid)
                 if stop.ends_epoch():
                     break
@@ -119,13 +122,14 @@ class Learner:
         }
 
     def step(self, batch: Batch, index: Tensor, valid: Tensor) -> None:
-        """One gradient step on the rows `index`, of which `valid` count; all on the device, nothing is read.
+        """One gradient step on the units `index`, of which `valid` count; all on the device, nothing is read.
 
         A non-finite loss or gradient leaves weights and optimiser as they are and is counted.
         """
         flat = self.parameters.flat
         minibatch = batch.rows(index, valid)
-        losses = self.loss(functional_call(self.policy, self.parameters.split(flat), (minibatch.obs,)), minibatch)
+        given = (minibatch.obs, minibatch.state)
+        losses = self.loss(functional_call(self._module, self.parameters.split(flat), given), minibatch)
         (grad,) = torch.autograd.grad(losses.total, flat)
         with torch.no_grad():
             self.early_stop.before_step_(losses.stop_kl)
@@ -156,7 +160,7 @@ class Learner:
     @torch.no_grad()
     def _stop_kl(self, batch: Batch) -> Tensor:
         """The whole batch's KL by the estimator of `kl_stop`, `[]` nats."""
-        pi_old, pi = self.family.build(batch.params_old), self.family.build(self.policy(batch.obs).params)
+        pi_old, pi = old_and_new(self.family, batch, self.policy(batch.obs, batch.state))
         log_ratio = pi.log_prob(batch.action) - batch.logp_old
         return self.early_stop.estimate(policy_kl(pi_old, pi), log_ratio, batch.valid)
 
@@ -171,7 +175,7 @@ class Learner:
             the loss, its parts, and how far the policy is from π_old.
         """
         config, valid = self.config, batch.valid
-        pi_old, pi = self.family.build(batch.params_old), self.family.build(output.params)
+        pi_old, pi = old_and_new(self.family, batch, output)
         adv = normalize_advantages(batch.adv, valid) if config.advantage_norm == "minibatch" else batch.adv
         kl, logp = self.objective.divergence(pi_old, pi), pi.log_prob(batch.action)
         policy = self.objective(logp=logp, logp_old=batch.logp_old, adv=adv, kl=kl, valid=valid).loss

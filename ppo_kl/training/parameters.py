@@ -10,21 +10,26 @@ from torch import Tensor, nn
 from ppo_kl.errors import CheckpointError
 
 
+def is_of_critic(name: str) -> bool:
+    """Whether a parameter is the critic's alone, in our policy or in a module of the user's."""
+    return name.removeprefix("module.").startswith("critic.")
+
+
 class FlatParameters:
     """One leaf that holds every parameter of a policy, the actor's first.
 
     The module's own parameters become views of the same memory: it acts with what an optimiser step writes into `flat`.
 
     Args:
-        policy: its parameters' names begin with `actor.` or `critic.`.
+        policy: what is not the critic's counts as the actor's, also a trunk that both share.
     """
 
     def __init__(self, policy: nn.Module) -> None:
         named = dict(policy.named_parameters())
-        self.names = sorted(named, key=lambda name: not name.startswith("actor."))
+        self.names = sorted(named, key=is_of_critic)
         self.shapes = [named[name].shape for name in self.names]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.num_actor = sum(n for name, n in zip(self.names, self.sizes, strict=True) if name.startswith("actor."))
+        self.num_actor = sum(n for name, n in zip(self.names, self.sizes, strict=True) if not is_of_critic(name))
         with torch.no_grad():
             self.flat = torch.cat([named[name].reshape(-1).float() for name in self.names])
         for name, view in self.split(self.flat).items():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every_family import vector
 from toy_envs import small_agent
 
 from ppo_kl.batch import Batch
@@ -40,7 +41,7 @@ def setting(family: Any, seed: int = 0) -> tuple[ActorCritic, Batch]:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    policy = ActorCritic(OBS, family, PolicyConfig((8,)), generator)
+    policy = ActorCritic((vector(OBS),), family, PolicyConfig((8,)), generator)
     obs = normal(B, OBS)
     with torch.no_grad():
         params_old = policy(obs).params + 0.3 * normal(B, family.num_params)
@@ -139,7 +140,7 @@ def test_what_stands_in_rows_that_do_not_count_changes_nothing(family, poison):
             return torch.where(batch.valid, x, (x + 1) % 4)
         return torch.where(batch.valid.view(-1, *[1] * (x.dim() - 1)), x, poison)
 
-    bad = Batch(*map(poisoned, batch[:-1]), batch.valid)
+    bad = Batch(*map(poisoned, batch[:7]), batch.valid)
     clean, dirty = (measure(policy, family, objective, x) for x in (batch, bad))
     for tag, x in clean.items():
         assert torch.equal(x, dirty[tag]), tag

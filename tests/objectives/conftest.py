@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from every_family import vector
 from torch import Tensor
 
 from ppo_kl.config.policy import PolicyConfig
@@ -52,7 +53,7 @@ class Samples:
 def samples(request) -> Samples:
     """64 samples of a policy that is not symmetric in its actions, for each family."""
     family, generator = FAMILIES[request.param], torch.Generator().manual_seed(3)
-    policy = ActorCritic(3, family, PolicyConfig(hidden_sizes=(8,)), generator)
+    policy = ActorCritic((vector(3),), family, PolicyConfig(hidden_sizes=(8,)), generator)
     obs = torch.randn(64, 3, generator=generator)
     with torch.no_grad():
         for parameter in policy.actor.parameters():

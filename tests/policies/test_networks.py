@@ -8,62 +8,102 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ppo_kl.policies.networks import ACTIVATIONS, inward_clamp, mlp
+from ppo_kl.policies.networks import ACTIVATIONS, Memory, hidden_layers, initialised, inward_clamp
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def linears(net: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+def linear(*sizes, gain=1.0, seed=0) -> nn.Linear:
+    return initialised(nn.Linear, *sizes, gain=gain, generator=seeded(seed))
 
 
-@pytest.mark.parametrize("last_gain", [0.01, 1.0])
-def test_weights_begin_orthogonal_with_their_gain_and_biases_at_zero(last_gain):
-    layers = linears(mlp(3, (16, 8), 4, "tanh", last_gain, seeded()))
-    assert [tuple(layer.weight.shape) for layer in layers] == [(16, 3), (8, 16), (4, 8)]
-    for layer, gain in zip(layers, [math.sqrt(2), math.sqrt(2), last_gain], strict=True):
-        w = layer.weight if layer.in_features >= layer.out_features else layer.weight.T
-        # Rows (of a tall matrix: columns) of length `gain`, each orthogonal to the others.
-        torch.testing.assert_close(w @ w.T, gain**2 * torch.eye(len(w)), atol=1e-5 * gain**2, rtol=1e-5)
-        assert (layer.bias == 0).all()
+@pytest.mark.parametrize("gain", [0.01, 1.0, math.sqrt(2)])
+@pytest.mark.parametrize("sizes", [(3, 16), (16, 8)])
+def test_weights_begin_orthogonal_with_their_gain_and_biases_at_zero(gain, sizes):
+    layer = linear(*sizes, gain=gain)
+    w = layer.weight if layer.in_features >= layer.out_features else layer.weight.T
+    # Rows (of a tall matrix: columns) of length `gain`, each orthogonal to the others.
+    torch.testing.assert_close(w @ w.T, gain**2 * torch.eye(len(w)), atol=1e-5 * gain**2, rtol=1e-5)
+    assert (layer.bias == 0).all()
 
 
-def test_the_same_generator_gives_the_same_network_and_another_seed_another():
-    first, again, other = (linears(mlp(3, (8,), 2, "tanh", 1.0, seeded(s))) for s in (0, 0, 1))
-    for a, b, c in zip(first, again, other, strict=True):
-        assert torch.equal(a.weight, b.weight)
-        assert not torch.equal(a.weight, c.weight)
+def test_the_same_generator_gives_the_same_layer_and_another_seed_another():
+    first, again, other = (linear(3, 8, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)
 
 
 def test_torchs_own_random_stream_is_neither_used_nor_moved():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = linears(mlp(3, (8,), 2, "tanh", 1.0, seeded()))
+    first = linear(3, 8)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(linears(mlp(3, (8,), 2, "tanh", 1.0, seeded()))[0].weight, first[0].weight)
+    assert torch.equal(linear(3, 8).weight, first.weight)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_activation_stands_between_the_layers_and_not_after_the_last(activation):
-    net = mlp(3, (8, 8), 2, activation, 1.0, seeded())
-    kinds = [type(layer) for layer in net]
-    between = ACTIVATIONS[activation]
-    assert kinds == [nn.Flatten, nn.Linear, between, nn.Linear, between, nn.Linear]
+def test_the_activation_stands_behind_each_hidden_layer(activation):
+    layers = hidden_layers(3, (16, 8), activation, seeded())
+    assert [type(layer) for layer in layers] == [nn.Linear, ACTIVATIONS[activation]] * 2
+    assert [tuple(layer.weight.shape) for layer in layers[::2]] == [(16, 3), (8, 16)]
+    w = layers[2].weight
+    torch.testing.assert_close(w @ w.T, 2 * torch.eye(8), atol=1e-5, rtol=1e-5)  # gain √2
 
 
-def test_without_hidden_layers_it_is_linear():
-    net = mlp(3, (), 2, "tanh", 1.0, seeded())
-    x, y = torch.randn(2, 1, 3, generator=seeded(1))
-    torch.testing.assert_close(net(x) + net(y), net(x + y))
+def test_there_may_be_no_hidden_layer():
+    assert hidden_layers(3, (), "tanh", seeded()) == []
 
 
-def test_observations_of_any_shape_are_flattened():
-    net, obs = mlp(6, (8,), 2, "tanh", 1.0, seeded()), torch.randn(5, 2, 3, generator=seeded(1))
-    assert net(obs).shape == (5, 2)
-    assert torch.equal(net(obs), net(obs.reshape(5, 6)))
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def theirs(memory: Memory) -> nn.RNNBase:
+    """Torch's own recurrent layer with the same weights."""
+    layer = {"gru": nn.GRU, "lstm": nn.LSTM}[memory.kind](memory.weight_ih.shape[1], memory.size, batch_first=True)
+    with torch.no_grad():
+        for name, weight in memory.named_parameters():
+            getattr(layer, f"{name}_l0").copy_(weight)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_memory_is_torchs_own_recurrent_layer(kind):
+    memory, x = Memory(kind, 3, 5, seeded()), torch.randn(4, 7, 3, generator=seeded(1))
+    with torch.no_grad():
+        memory.bias_ih.normal_(generator=seeded(2))
+    state = tuple(torch.randn(4, 5, generator=seeded(3)) for _ in memory.initial_state(4, x.device))
+    out, last = memory(x, state)
+    given = state[0][None] if kind == "gru" else tuple(s[None] for s in state)
+    expected, end = theirs(memory)(x, given)
+    torch.testing.assert_close(out, expected)
+    for ours, reference in zip(last, (end,) if kind == "gru" else end, strict=True):
+        torch.testing.assert_close(ours, reference[0])
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_step_by_step_is_the_whole_sequence(kind):
+    memory, x = Memory(kind, 3, 5, seeded()), torch.randn(4, 7, 3, generator=seeded(1))
+    whole, end = memory(x, memory.initial_state(4, x.device))
+    state, steps = memory.initial_state(4, x.device), []
+    for t in range(7):
+        out, state = memory(x[:, t : t + 1], state)
+        steps.append(out)
+    torch.testing.assert_close(torch.cat(steps, 1), whole)
+    for a, b in zip(state, end, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_each_gate_of_a_memory_begins_orthogonal_without_touching_torchs_random_stream(kind):
+    before = torch.get_rng_state()
+    memory = Memory(kind, 5, 5, seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    for weight in (memory.weight_ih, memory.weight_hh):
+        for gate in weight.chunk({"gru": 3, "lstm": 4}[kind]):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(5), atol=1e-5, rtol=1e-5)
 
 
 # --- inward_clamp -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from every_family import vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def test_moments_are_kept_in_double_precision_in_place():
 
 
 def test_observations_get_mean_zero_and_unit_scale():
-    normalizer = ObservationNormalizer((3,), enabled=True)
+    normalizer = ObservationNormalizer((vector(3),), enabled=True)
     obs = torch.tensor([5.0, -2.0, 100.0]) + torch.tensor([0.1, 1.0, 20.0]) * torch.randn(500, 3, generator=seeded())
     normalizer.update_(obs, torch.ones(500, dtype=torch.bool))
     out = normalizer(obs)
@@ -95,24 +96,26 @@ def test_observations_get_mean_zero_and_unit_scale():
 
 @pytest.mark.parametrize("obs", [[0.3], [-9.5], [11.0], [1e6]])
 def test_before_the_first_update_it_is_the_identity(obs):
-    assert ObservationNormalizer((1,), enabled=True)(torch.tensor([obs])).tolist() == torch.tensor([obs]).tolist()
+    assert (
+        ObservationNormalizer((vector(1),), enabled=True)(torch.tensor([obs])).tolist() == torch.tensor([obs]).tolist()
+    )
 
 
 def test_where_it_is_not_enabled_it_is_always_the_identity():
-    normalizer, obs = ObservationNormalizer((2,), enabled=False), torch.tensor([[0.3, 1e6]])
+    normalizer, obs = ObservationNormalizer((vector(2),), enabled=False), torch.tensor([[0.3, 1e6]])
     normalizer.update_(100 + torch.randn(9, 2, generator=seeded()), torch.ones(9, dtype=torch.bool))
     assert torch.equal(normalizer(obs), obs)
     assert normalizer.state_dict() == {}
 
 
 def test_outliers_are_clipped_at_ten_standard_deviations():
-    normalizer = ObservationNormalizer((1,), enabled=True)
+    normalizer = ObservationNormalizer((vector(1),), enabled=True)
     normalizer.update_(torch.tensor([[-1.0], [1.0]]), torch.ones(2, dtype=torch.bool))
     assert normalizer(torch.tensor([[1e6], [-1e6], [9.5]])).flatten().tolist() == pytest.approx([10.0, -10.0, 9.5])
 
 
 def test_a_feature_that_never_changes_becomes_zero():
-    normalizer = ObservationNormalizer((2,), enabled=True)
+    normalizer = ObservationNormalizer((vector(2),), enabled=True)
     obs = torch.stack([torch.full((50,), 7.3), torch.randn(50, generator=seeded())], -1)
     normalizer.update_(obs, torch.ones(50, dtype=torch.bool))
     out = normalizer(obs)
@@ -122,16 +125,16 @@ def test_a_feature_that_never_changes_becomes_zero():
 
 def test_rows_that_do_not_count_leave_no_trace_in_observations():
     obs, valid = torch.randn(20, 3, generator=seeded()), torch.arange(20) % 3 > 0
-    kept, spoilt = ObservationNormalizer((3,), enabled=True), ObservationNormalizer((3,), enabled=True)
+    kept, spoilt = ObservationNormalizer((vector(3),), enabled=True), ObservationNormalizer((vector(3),), enabled=True)
     kept.update_(obs[valid], torch.ones(int(valid.sum()), dtype=torch.bool))
     spoilt.update_(torch.where(valid[:, None], obs, NAN), valid)
     assert same_bits(state(kept), state(spoilt))
-    assert kept.moments.count.item() == 13
+    assert kept.vectors["0"].moments.count.item() == 13
 
 
 def test_normalising_changes_no_moment():
     # Frozen while a rollout is collected and used: π_old stays π_old.
-    normalizer = ObservationNormalizer((2,), enabled=True)
+    normalizer = ObservationNormalizer((vector(2),), enabled=True)
     normalizer.update_(torch.randn(9, 2, generator=seeded()), torch.ones(9, dtype=torch.bool))
     before = state(normalizer)
     normalizer.train()(torch.full((5, 2), 1e5))
@@ -140,7 +143,7 @@ def test_normalising_changes_no_moment():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64])
 def test_observations_of_other_types_are_taken(dtype):
-    normalizer, obs = ObservationNormalizer((1,), enabled=True), torch.tensor([[0], [1], [1], [0]]).to(dtype)
+    normalizer, obs = ObservationNormalizer((vector(1),), enabled=True), torch.tensor([[0], [1], [1], [0]]).to(dtype)
     normalizer.update_(obs, torch.ones(4, dtype=torch.bool))
     torch.testing.assert_close(normalizer(obs), torch.tensor([[-1.0], [1.0], [1.0], [-1.0]]))
 

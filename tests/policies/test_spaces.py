@@ -11,7 +11,7 @@ from toy_envs import ACTION_SPACES
 from ppo_kl.errors import ConfigError
 from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
 from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
-from ppo_kl.policies.spaces import BOX_FAMILIES, describe, family_of, from_description, shape_of_observation
+from ppo_kl.policies.spaces import BOX_FAMILIES, describe, family_of, from_description
 
 MATRIX = spaces.Box(-np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.float32(0.5), (2, 3), np.float32)
 
@@ -105,22 +105,6 @@ def test_a_part_without_a_family_is_refused_with_its_place():
         family_of(space)
     assert str(spaces.Text(4)) in str(error.value)
     assert f"in action space {space}" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [spaces.Text(4), spaces.Sequence(spaces.Discrete(2)), spaces.Box(0.0, 1.0, (3, 0)), spaces.Box(0.0, 1.0, ())],
-    ids=str,
-)
-def test_an_observation_space_without_an_encoder_is_refused_by_name(space):
-    with pytest.raises(ConfigError) as error:
-        shape_of_observation(space)
-    assert str(space) in str(error.value)
-
-
-def test_the_shape_of_an_observation_is_that_of_its_box():
-    assert shape_of_observation(spaces.Box(0.0, 1.0, (3, 2))) == (3, 2)
-    assert shape_of_observation(spaces.Box(0.0, 1.0, (1,))) == (1,)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from toy_envs import FAULTY_ENV, FAULTY_STEP, MODES, SEED, Transition, env_config, small_agent
 
-from ppo_kl.batch import Rollout
+from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import make_vector_env
 from ppo_kl.errors import EnvDataError
@@ -21,10 +21,11 @@ from ppo_kl.policies.actor_critic import PolicyOutput
 from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training.collector import Collector, EpisodeStats
 
-HOW = [(v, mode) for v in ("sync", "async") for mode in MODES]
+HOW = [("sync", mode) for mode in MODES] + [("async", AutoresetMode.SAME_STEP)]
 HOW_IDS = [f"{v}-{mode.name}" for v, mode in HOW]
 NUM_ENVS, NUM_STEPS, ROLLOUTS = 3, 7, 8
 CPU = torch.device("cpu")
+TENSORS = [name for name in Rollout._fields if name not in ("action_mask", "starts", "state")]
 
 
 def value_of(obs: Tensor) -> Tensor:
@@ -43,8 +44,14 @@ class ReadablePolicy:
         chosen = (((obs - 1) / 2).sum(-1).long() * 7 + 1) % 3
         return 1e4 * torch.nn.functional.one_hot(chosen, 3).float()
 
-    def __call__(self, obs: Tensor) -> PolicyOutput:
-        return PolicyOutput(self.actor(obs), value_of((obs - 1) / 2), ())
+    def __call__(self, obs: Tensor, state: State = (), starts: Tensor | None = None) -> PolicyOutput:
+        return PolicyOutput(self.actor(obs), value_of((obs - 1) / 2), state)
+
+    def act(self, obs: Tensor) -> tuple[Tensor, State]:
+        return self.actor(obs), ()
+
+    def initial_state(self, batch_size: int) -> State:
+        return ()
 
 
 class RandomPolicy(ReadablePolicy):
@@ -79,7 +86,7 @@ def collected(
         envs.close()
     return SimpleNamespace(
         rollouts=[rollout for rollout, _ in parts],
-        all=Rollout(*(torch.cat(x) for x in zip(*(rollout for rollout, _ in parts), strict=True))),
+        all=Rollout(**{name: torch.cat([getattr(rollout, name) for rollout, _ in parts]) for name in TENSORS}),
         episodes=EpisodeStats(*(list(chain(*x)) for x in zip(*(episodes for _, episodes in parts), strict=True))),
         log=log,
     )
@@ -234,7 +241,7 @@ def test_an_episode_that_spans_five_rollouts_is_counted_once_with_its_whole_retu
         def actor(self, obs: Tensor) -> Tensor:
             return torch.zeros(len(obs), 2)
 
-        def __call__(self, obs: Tensor) -> PolicyOutput:
+        def __call__(self, obs: Tensor, *_: Any) -> PolicyOutput:
             return PolicyOutput(self.actor(obs), obs.sum(-1), ())
 
     seen = [collect.collect(AnyPolicy())[1] for _ in range(10)]
@@ -277,7 +284,7 @@ def test_a_reward_that_is_not_finite_is_refused_naming_value_environment_and_ste
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_an_observation_that_is_not_finite_is_refused_naming_value_environment_and_step(value):
     # What step 5 answers is what step 6 acts on.
-    with pytest.raises(EnvDataError, match=rf"observation of environment {FAULTY_ENV} .*{value}.* step [56] "):
+    with pytest.raises(EnvDataError, match=rf"observation\[1\] of environment {FAULTY_ENV} is {value} at step 6 "):
         collect_faulty("obs", value, 12)
 
 
@@ -296,7 +303,7 @@ def test_the_faulty_step_is_inside_an_episode():
 
 
 def test_the_last_observation_of_a_rollout_is_refused_naming_its_environment_and_step():
-    with pytest.raises(EnvDataError, match=rf"environment {FAULTY_ENV} .*step [56] "):
+    with pytest.raises(EnvDataError, match=rf"observation\[1\] of environment {FAULTY_ENV} is nan at step 6 "):
         collect_faulty("obs", "nan", FAULTY_STEP + 1)
 
 

@@ -19,7 +19,7 @@ def clocks(*lengths: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, slope: 
     return Environments(SyncVectorEnv(makers, autoreset_mode=mode))
 
 
-def any_action(obs: np.ndarray) -> np.ndarray:
+def any_action(obs: np.ndarray, action_mask: None, starts: np.ndarray) -> np.ndarray:
     return np.zeros(len(obs), np.int64)
 
 
@@ -56,9 +56,9 @@ def test_the_actor_sees_what_the_environments_show():
     envs = Environments(SyncVectorEnv([lambda: Clock(3, shows_time=True)] * 2))
     seen: list[list[int]] = []
 
-    def act(obs: np.ndarray) -> np.ndarray:
+    def act(obs: np.ndarray, action_mask: None, starts: np.ndarray) -> np.ndarray:
         seen.append(obs.argmax(-1).tolist())
-        return any_action(obs)
+        return any_action(obs, action_mask, starts)
 
     evaluate(act, envs, 2)
     assert seen == [[0, 0], [1, 1], [2, 2]]

@@ -102,7 +102,7 @@ class PlainPPO:
         valid_rows = batch.valid.nonzero()[:, 0]
         for _ in range(config.num_epochs):
             for index, counts in zip(*minibatches(valid_rows, config.minibatch_size, self.generator), strict=True):
-                b = Batch(*(x[index[counts]] for x in batch))
+                b = Batch(*(x[index[counts]] for x in batch[:8]))
                 out = policy(b.obs)
                 logp, kl, entropy = plain_terms(self.family, b.params_old, out.params, b.action)
                 adv = b.adv
@@ -248,9 +248,9 @@ def test_an_update_leaves_the_batch_and_puts_no_gradient_on_it():
     learner = make()
     batch = batch_of(learner)
     batch = batch._replace(**{k: getattr(batch, k).requires_grad_() for k in ("params_old", "logp_old", "adv")})
-    copies = [x.detach().clone() for x in batch]
+    copies = [x.detach().clone() for x in batch[:8]]
     learner.update(batch, 0.0)
-    assert all(torch.equal(x, y) for x, y in zip(batch, copies, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(batch[:8], copies, strict=True))
     assert all(x.grad is None for x in (batch.params_old, batch.logp_old, batch.adv))
 
 
@@ -376,7 +376,7 @@ def test_advantages_that_are_all_equal_give_no_policy_gradient_once_normalised(a
 def test_whatever_stands_in_rows_that_do_not_count_the_update_is_the_same(family, garbage):
     learner, spoilt = (make(family, minibatch_size=4, advantage_norm="minibatch") for _ in range(2))
     batch, valid = batch_of(learner, 14), torch.arange(14) % 4 > 0
-    metrics = learner.update(Batch(*(x[valid] for x in batch)), 0.0)
+    metrics = learner.update(Batch(*(x[valid] for x in batch[:8])), 0.0)
 
     def spoil(x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -384,7 +384,7 @@ def test_whatever_stands_in_rows_that_do_not_count_the_update_is_the_same(family
         rows = valid.view(-1, *[1] * (x.dim() - 1))
         return torch.where(rows, x, garbage)
 
-    spoilt_metrics = spoilt.update(Batch(*(spoil(x) for x in batch[:-1]), valid), 0.0)
+    spoilt_metrics = spoilt.update(Batch(*(spoil(x) for x in batch[:7]), valid), 0.0)
     assert same_bits(everything(learner), everything(spoilt))
     assert same_bits(metrics, spoilt_metrics)
     assert metrics["optim/skipped"].item() == 0
@@ -671,7 +671,7 @@ def test_an_actor_that_stands_still_takes_nothing_of_the_critics_share_of_the_no
     critic = plain.policy.critic
     for _ in range(6):
         plain.optimizer.zero_grad()  # Adam leaves what has no gradient where it is
-        (0.5 * ((critic(batch.obs)[:, 0] - batch.ret) ** 2).mean()).backward()
+        (0.5 * ((critic(critic.body(batch.obs, (), True)[0]) - batch.ret) ** 2).mean()).backward()
         plain.norms.append(nn.utils.clip_grad_norm_(critic.parameters(), 0.3).item())
         plain.optimizer.step()
     assert min(plain.norms) > 0.3

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from every_family import vector
 from torch import nn
 
 from ppo_kl.config.policy import PolicyConfig
@@ -14,7 +15,7 @@ from ppo_kl.training.parameters import FlatParameters
 @pytest.fixture
 def policy() -> ActorCritic:
     family = GaussianFamily((-1.0, -1.0), (1.0, 1.0), (2,))
-    return ActorCritic(3, family, PolicyConfig(hidden_sizes=(4,)), torch.Generator().manual_seed(0))
+    return ActorCritic((vector(3),), family, PolicyConfig(hidden_sizes=(4,)), torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def test_a_number_of_each_part_is_spread_over_its_parameters(parameters):
 
 def test_parameters_of_other_shapes_are_refused_with_both(parameters):
     named = parameters.split(parameters.flat.detach())
-    named["actor.net.1.weight"] = torch.zeros(4, 9)
+    named["actor.body.layers.0.weight"] = torch.zeros(4, 9)
     before = parameters.flat.detach().clone()
-    with pytest.raises(CheckpointError, match=r"actor\.net\.1\.weight") as error:
+    with pytest.raises(CheckpointError, match=r"actor\.body\.layers\.0\.weight") as error:
         parameters.join(named)
     assert "(4, 3)" in str(error.value)
     assert "(4, 9)" in str(error.value)
@@ -105,7 +106,7 @@ def test_parameters_of_other_shapes_are_refused_with_both(parameters):
 @pytest.mark.parametrize("change", ["missing", "extra", "renamed", "transposed"])
 def test_parameters_that_do_not_fit_are_refused_by_name(parameters, change):
     named = dict(parameters.split(parameters.flat.detach()))
-    culprit = "critic.3.weight"
+    culprit = "critic.last.weight"
     if change == "extra":
         culprit = "critic.9.bias"
         named[culprit] = torch.zeros(2)
@@ -114,7 +115,7 @@ def test_parameters_that_do_not_fit_are_refused_by_name(parameters, change):
     else:
         x = named.pop(culprit)
         if change == "renamed":
-            culprit = "_orig_mod.critic.3.weight"
+            culprit = "_orig_mod.critic.last.weight"
             named[culprit] = x
     with pytest.raises(CheckpointError) as error:
         parameters.join(named)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ppo_kl.diagnostics.writers import JsonLinesWriter
-from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, OutputError
+from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, EnvWorkerError, OutputError
 from ppo_kl.load import from_yaml, load_config
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent
@@ -246,12 +246,13 @@ class _LosesItsFile(gym.Wrapper):
 
 def test_what_an_environment_raises_comes_through_with_the_last_good_state_saved(tmp_path):
     gym.register("LosesItsFile-v0", entry_point=lambda: _LosesItsFile(gym.make("CartPole-v1")))
-    with pytest.raises(FileNotFoundError, match=r"level\.dat"):
+    with pytest.raises(EnvWorkerError, match=r"FileNotFoundError: level\.dat") as error:
         train(config(tmp_path, **{"env.id": "LosesItsFile-v0"}), quiet=True)
     gym.registry.pop("LosesItsFile-v0")
+    assert isinstance(error.value.__cause__, FileNotFoundError)
     (folder,) = (tmp_path / "LosesItsFile-v0" / "kl_adaptive").iterdir()
     assert Agent.load(folder).steps == STEPS
-    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 1
+    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 3
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])

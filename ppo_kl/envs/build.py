@@ -1,0 +1,99 @@
+"""From settings to one environment: found by its name, made, wrapped."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from typing import Any
+
+import gymnasium as gym
+
+from ppo_kl.config.checked import nearest
+from ppo_kl.config.env import EnvConfig
+from ppo_kl.errors import ConfigError
+from ppo_kl.imports import attribute_named, class_named, module_of
+
+EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "ale_py": "atari", "moviepy": "video"}
+"""What is missing, by a word in the entry point or in the error -> the extra that installs it."""
+
+
+def build(config: EnvConfig) -> gym.Env[Any, Any]:
+    """One environment with its wrappers.
+
+    Raises:
+        ConfigError: there is no such environment or wrapper, what it needs is not installed, or it does not take these
+            kwargs.
+    """
+    prepare(config.id)
+    own = attribute_named(config.id, "env.id") if module_of(config.id) else None
+    try:
+        with warnings.catch_warnings():
+            # Box2D's generated code warns of itself when it is imported.
+            warnings.filterwarnings("ignore", message=".*[Ss]wig", category=DeprecationWarning)
+            if isinstance(own, type) and issubclass(own, gym.Env):
+                env = own(**config.kwargs)
+            else:
+                # Our own checks look at every step, Gymnasium's at the first.
+                env = gym.make(config.id, disable_env_checker=True, **config.kwargs)
+        for name, kwargs in config.wrappers.items():
+            env = wrapper_named(name)(env, **kwargs)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise cannot_make(config, error) from error
+    return env
+
+
+def prepare(env_id: str) -> None:
+    """What must be done in every process before an environment of this id is made."""
+    if env_id.startswith("ALE/"):
+        try:
+            gym.register_envs(importlib.import_module("ale_py"))
+        except ImportError as error:
+            raise ConfigError(f"env.id={env_id!r}: {_install('atari')} ({error})", "id") from error
+    spec = gym.registry.get(env_id)
+    if spec is not None and "mujoco" in str(spec.entry_point):
+        _quiet_mujoco()
+
+
+def _quiet_mujoco() -> None:
+    """Keep MuJoCo's note on `settotalmass` off the terminal, and out of a file that it makes in the working folder."""
+    try:
+        mujoco = importlib.import_module("mujoco")
+    except ImportError:
+        return  # `gym.make` says so, with the extra that installs it
+    if mujoco.get_mju_user_warning() is None:
+        log = logging.getLogger("mujoco")
+        mujoco.set_mju_user_warning(lambda message: log.debug("%s", message))
+
+
+def wrapper_named(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
+    """A wrapper of Gymnasium's, or one's own by package.module:Class."""
+    if module_of(name):
+        return class_named(name, gym.Wrapper, f"env.wrappers.{name}")
+    found = getattr(gym.wrappers, name) if name in gym.wrappers.__all__ else None
+    if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
+        raise ConfigError(
+            f"env.wrappers.{name}: no wrapper of this name{nearest(name, gym.wrappers.__all__)}", "wrappers"
+        )
+    return found
+
+
+def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
+    """The reason as a sentence that says what to install or to change."""
+    spec = gym.registry.get(config.id)
+    clues = f"{spec.entry_point if spec else ''} {error}"
+    extra = next((name for word, name in EXTRAS.items() if word in clues), None)
+    what = str(error)
+    if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)) and extra is not None:
+        what = f"{_install(extra)} ({error})"
+    elif isinstance(error, TypeError):
+        made = {"env.kwargs": config.kwargs, "env.wrappers": config.wrappers}
+        what = f"{error}; it was made with {made}"
+    elif os.sep in config.id or "-v" not in config.id:
+        what = f"{error}; an id of your own: package.module:Id"
+    return ConfigError(f"env.id={config.id!r} ({config.vectorization}): {what}", "id")
+
+
+def _install(extra: str) -> str:
+    return f'needs what the extra [{extra}] installs: pip install "ppo-kl[{extra}]"'

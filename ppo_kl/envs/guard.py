@@ -1,0 +1,187 @@
+"""One environment whose every episode is seeded and whose every answer is checked, in the process that steps it."""
+
+from __future__ import annotations
+
+import numbers
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from ppo_kl.envs.action_mask import flat_mask, head_sizes
+from ppo_kl.errors import EnvDataError, EnvWorkerError, PPOKLError
+from ppo_kl.observations import Part, each_part, parts_of, read
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Training is done in float32; what is larger is infinite there."""
+
+
+def episode_seed(seed: int, env: int, episode: int) -> int:
+    """The seed of one episode: a function of the run's seed, the environment's index and the episode's number.
+
+    Args:
+        seed: the run's.
+        env: index of the environment.
+        episode: how many episodes this environment began before.
+
+    Source: numpy.random.SeedSequence; neighbouring seeds share no stream, as `seed + i` would.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=(env, episode)).generate_state(1, np.uint64)[0])
+
+
+class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Resets episode k of environment i from `episode_seed(seed, i, k)`, also where the reset is automatic, and checks.
+
+    The last observation of an episode is handed out as a copy: with SAME_STEP the next episode begins before anybody
+    has read it, in an environment that may write all its observations into one array. Of `info` only what training uses
+    is passed on, so that nothing else has to be sent between processes.
+
+    Args:
+        env: to be guarded.
+        name: its id, for messages.
+        seed: the run's.
+        index: of this environment.
+        episode: how many episodes it began in an earlier part of the run.
+        truncates: whether a number that is not finite cuts the episode, at the last observation that was, rather than
+            to be handed on.
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], name: str, seed: int, index: int, episode: int, *, truncates: bool = False
+    ) -> None:
+        super().__init__(env)
+        self._name, self._seed, self._index, self._episode = name, seed, index, episode
+        self._truncates = truncates
+        self._parts = parts_of(env.observation_space)
+        self._has_choices = bool(head_sizes(env.action_space))
+        self._accepted: dict[str, np.dtype[Any]] = {}
+        self._steps = 0
+        self._last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
+        """Begin the next episode; a seed from outside is not used."""
+        this_episode = episode_seed(self._seed, self._index, self._episode)
+        self._episode += 1
+        self._steps = 0
+        answer = self._called("reset", lambda: self.env.reset(seed=this_episode, options=options))
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
+            raise self._fault(f"reset answered {_shown(answer)}, expected a pair of an observation and a dict")
+        obs, info = answer
+        self._check(obs)
+        if self._truncates:
+            if not self._finite(obs):
+                raise self._fault(f"reset answered an observation that is not finite: {_shown(obs)}")
+            self._last = obs = _copy(obs)
+        return obs, self._passed_on(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the environment."""
+        answer = self._called("step", lambda: self.env.step(action))
+        if not (isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], dict)):
+            raise self._fault(f"step answered {_shown(answer)}, expected (obs, reward, terminated, truncated, info)")
+        obs, reward, terminated, truncated, info = answer
+        self._steps += 1
+        if type(reward) is not float:
+            reward = self._number(reward)
+        if type(terminated) is not bool or type(truncated) is not bool:
+            terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        self._check(obs)
+        if self._truncates:
+            if not (self._finite(obs) and abs(reward) <= LARGEST):
+                kept = reward if abs(reward) <= LARGEST else 0.0
+                return self._last, kept, False, True, {"nonfinite": True}
+            self._last = obs = _copy(obs)
+        elif terminated or truncated:
+            obs = _copy(obs)
+        return obs, reward, terminated, truncated, self._passed_on(info)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._called("close", self.env.close)
+
+    def _called(self, call: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except PPOKLError:
+            raise
+        except Exception as error:
+            raise EnvWorkerError(
+                f"{self._where()} raised in {call}: {type(error).__name__}: {error}; no update was made with what it "
+                f"sent, weights and checkpoints are as before\n{traceback.format_exc()}"
+            ) from error
+
+    def _where(self) -> str:
+        return f"environment {self._index} ({self._name}), step {self._steps} of its episode {self._episode - 1},"
+
+    def _fault(self, what: str) -> EnvDataError:
+        return EnvDataError(
+            f"{self._where()} sent data that cannot be trained on: {what}; no update was made with it, weights and "
+            "checkpoints are as before; mend the environment"
+        )
+
+    def _number(self, reward: Any) -> float:
+        """A reward as a float: any real number, also in an array or tensor of one."""
+        value = np.asarray(reward) if hasattr(reward, "__array__") else reward
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
+            return float(value.reshape(()))
+        if isinstance(value, numbers.Real):
+            return float(value)
+        raise self._fault(f"reward {_shown(reward)} of type {type(reward).__name__}, expected one number")
+
+    def _flag(self, name: str, value: Any) -> bool:
+        plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
+        if isinstance(plain, (bool, int)) and plain in (0, 1):
+            return bool(plain)
+        raise self._fault(f"{name} is {_shown(value)} of type {type(value).__name__}, expected True or False")
+
+    def _check(self, obs: Any) -> None:
+        for part in self._parts:
+            try:
+                value = obs
+                for key in part.path:
+                    value = value[key]
+            except (KeyError, IndexError, TypeError):
+                raise self._fault(f"observation {_shown(obs)} has no part {part.key!r}") from None
+            dtype = getattr(value, "dtype", None)
+            if dtype is not None and dtype is self._accepted.get(part.key) and value.shape == part.shape:
+                continue
+            self._check_part(part, value)
+
+    def _check_part(self, part: Part, value: Any) -> None:
+        called = f"observation {part.key!r}" if part.path else "observation"
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            raise self._fault(f"{called} is {_shown(value)}, expected an array of shape {part.shape}") from None
+        if array.shape != part.shape:
+            raise self._fault(f"{called} has shape {array.shape}, expected {part.shape}")
+        if array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, part.dtype, "same_kind"):
+            raise self._fault(f"{called} has dtype {array.dtype}, which is no {part.dtype}: {_shown(value)}")
+        if hasattr(value, "dtype"):
+            self._accepted[part.key] = array.dtype
+
+    def _finite(self, obs: Any) -> bool:
+        values = (x for _, x in each_part(read(self._parts, obs)))
+        return all(x.dtype.kind != "f" or bool((np.abs(x) <= LARGEST).all()) for x in values)
+
+    def _passed_on(self, info: dict[str, Any]) -> dict[str, Any]:
+        mask = info.get("action_mask") if self._has_choices else None
+        if mask is None:
+            return {}
+        try:
+            return {"action_mask": flat_mask(mask, self.env.action_space)}
+        except EnvDataError as error:
+            raise self._fault(str(error)) from None
+
+
+def _copy(obs: Any) -> Any:
+    if isinstance(obs, dict):
+        return {key: _copy(value) for key, value in obs.items()}
+    return tuple(_copy(value) for value in obs) if isinstance(obs, tuple) else np.array(obs)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
