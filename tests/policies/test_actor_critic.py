@@ -11,6 +11,7 @@ from ppo_kl.errors import ConfigError
 from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily
 from ppo_kl.policies.families import CategoricalFamily, JointFamily
+from ppo_kl.training.parameters import FlatParameters
 
 CATEGORICAL = CategoricalFamily(3)
 GAUSSIAN = GaussianFamily((-1.0, 0.0), (1.0, 10.0), (2,))
@@ -221,3 +222,95 @@ def test_a_joint_has_the_heads_of_its_parts_side_by_side():
 def test_a_mean_squashed_twice_is_refused(distribution):
     with pytest.raises(ConfigError, match="mean='tanh'"):
         PolicyConfig(mean="tanh", distribution=distribution)
+
+
+# --- trunk and memory -------------------------------------------------------------------------------------------------
+
+trunks = pytest.mark.parametrize("trunk", ["separate", "shared"])
+memories = pytest.mark.parametrize("memory", ["gru", "lstm"])
+NEVER, ALWAYS = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)
+
+
+def test_a_shared_trunk_is_there_once_and_counts_as_the_actors():
+    policy = make(GAUSSIAN, trunk="shared")
+    names = [name for name, _ in policy.named_parameters()]
+    assert [n for n in names if n.endswith("weight")] == [
+        "trunk.layers.0.weight",
+        "actor.last.weight",
+        "critic.last.weight",
+    ]
+    from_value = torch.autograd.grad(policy(OBS).value.sum(), policy.trunk.layers[0].weight)[0]
+    from_params = torch.autograd.grad(policy(OBS).params.sum(), policy.trunk.layers[0].weight)[0]
+    assert (from_value != 0).any()
+    assert (from_params != 0).any()
+    parameters = FlatParameters(policy)
+    assert len(parameters.flat) - parameters.num_actor == 8 + 1
+    assert parameters.names[-2:] == ["critic.last.weight", "critic.last.bias"]
+
+
+@trunks
+@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
+def test_acting_needs_the_actor_alone_and_answers_the_same(trunk, memory):
+    policy = remembering(trunk, memory)
+    state = tuple(torch.randn(x.shape, generator=seeded(3)) for x in policy.initial_state(5))
+    out = policy(OBS, state, NEVER)
+    params, after = policy.act(OBS, state, NEVER)
+    assert torch.equal(params, out.params)
+    own = len(state) if trunk == "shared" else len(state) // 2  # the critic's half stays as it was
+    assert all(torch.equal(x, y) for x, y in zip(after[:own], out.state[:own], strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(after[own:], state[own:], strict=True))
+
+
+def remembering(trunk, memory, family=GAUSSIAN) -> ActorCritic:
+    size = {} if memory == "none" else {"memory_size": 6}
+    return make(family, trunk=trunk, memory=memory, **size)
+
+
+@trunks
+@memories
+def test_a_state_is_as_large_as_its_memories(trunk, memory):
+    state = remembering(trunk, memory).initial_state(5)
+    tensors = {"gru": 1, "lstm": 2}[memory] * {"shared": 1, "separate": 2}[trunk]
+    assert [tuple(x.shape) for x in state] == [(5, 6)] * tensors
+    assert not any(x.any() for x in state)
+
+
+@trunks
+@memories
+def test_sequences_are_answered_as_their_steps_are(trunk, memory):
+    policy, obs = remembering(trunk, memory), torch.randn(5, 7, 4, generator=seeded(4))
+    before = tuple(torch.randn(x.shape, generator=seeded(3)) for x in policy.initial_state(5))
+    whole = policy(obs, before)
+    state, params, values = before, [], []
+    for t in range(7):
+        out = policy(obs[:, t], state, NEVER)
+        state, _, _ = out.state, params.append(out.params), values.append(out.value)
+    torch.testing.assert_close(whole.params.view(5, 7, -1), torch.stack(params, 1))
+    torch.testing.assert_close(whole.value.view(5, 7), torch.stack(values, 1))
+    for x, y in zip(whole.state, state, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@trunks
+@memories
+def test_where_an_episode_begins_nothing_is_remembered(trunk, memory):
+    policy = remembering(trunk, memory)
+    state = tuple(torch.randn(x.shape, generator=seeded(3)) for x in policy.initial_state(5))
+    mixed = torch.tensor([True, False, True, False, False])
+    fresh, old, both = (policy(OBS, state, starts) for starts in (ALWAYS, NEVER, mixed))
+    initial = policy(OBS, policy.initial_state(5), NEVER)
+    assert torch.equal(fresh.params, initial.params)
+    assert torch.equal(fresh.value, initial.value)
+    assert not torch.equal(fresh.params, old.params)
+    torch.testing.assert_close(both.params, torch.where(mixed[:, None], fresh.params, old.params))
+    torch.testing.assert_close(both.value, torch.where(mixed, fresh.value, old.value))
+
+
+@memories
+def test_every_parameter_of_a_memory_receives_a_gradient_through_functional_call(memory):
+    policy = remembering("separate", memory)
+    weights = {name: x.detach().clone().requires_grad_() for name, x in policy.named_parameters()}
+    obs = torch.randn(5, 7, 4, generator=seeded(4))
+    out = torch.func.functional_call(policy, weights, (obs, policy.initial_state(5)))
+    grads = torch.autograd.grad((out.params + 1).square().sum() + out.value.square().sum(), list(weights.values()))
+    assert all((grad != 0).any() for grad in grads)

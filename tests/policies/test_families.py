@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_envs import ACTION_SPACES
 
+from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.policies.box_families import BetaFamily, FullGaussianFamily, GaussianFamily, TanhGaussianFamily
 from ppo_kl.policies.families import BernoulliFamily, CategoricalFamily, JointFamily, MultiCategoricalFamily
 from ppo_kl.policies.spaces import BOX_FAMILIES, family_of
@@ -447,3 +448,139 @@ def test_a_dict_and_a_tuple_get_their_own_structure():
     bits, heads = sent["more"]
     assert (bits.tolist(), heads.tolist()) == ([[1, 0]], [[1, 3]])
     assert sent["turn"].tolist() == [3]
+
+
+# --- what is sent, and masks ------------------------------------------------------------------------------------------
+
+SENT = {**ACTION_SPACES, "Nested": spaces.Dict(a=spaces.Dict(b=spaces.Tuple((spaces.Discrete(3, start=-4),))))}
+WAYS = [(name, kind, False) for name in SENT for kind in BOX_FAMILIES] + [
+    (name, kind, True) for name in ("Box", "Scalar", "Dict", "Tuple") for kind in ("gaussian", "full_gaussian")
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "rescale"), WAYS)
+def test_a_thousand_random_policies_send_only_what_the_space_contains(name, kind, rescale):
+    space = SENT[name]
+    family = family_of(space, kind, rescale=rescale)
+    # From flat to saturated: parameters of sizes from 0.1 to 1,000; log-stds stay where a policy's bounds keep them.
+    size = torch.logspace(-1, 3, 1000)[:, None]
+    params = size * torch.randn(1000, family.num_params, generator=seeded())
+    params = torch.where(log_std_places(family), params.clamp(-10, 2), params)
+    for action in (family.sample(params, seeded(1)), family.mode(params)):
+        sent = list(rows(family.to_env(action), 1000))
+        assert all(space.contains(np.asarray(a) if isinstance(a, np.floating) else a) for a in sent)
+
+
+def log_std_places(family) -> torch.Tensor:
+    """Which parameters are logarithms of a standard deviation, `[P]` bool."""
+    if isinstance(family, JointFamily):
+        return torch.cat([log_std_places(part) for part in family.families])
+    places = torch.zeros(family.num_params, dtype=torch.bool)
+    if isinstance(family, GaussianFamily):
+        places[family.num_action_dims : 2 * family.num_action_dims] = True
+    return places
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "full_gaussian"])
+def test_rescaled_actions_reach_the_bounds_at_one_and_the_middle_at_zero(kind):
+    space = spaces.Box(np.float32([-2.0, 0.0]), np.float32([1.0, 1000.0]))
+    family = family_of(space, kind, rescale=True)
+    sent = family.to_env(torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [-9.0, 9.0], [0.5, -0.5]]))
+    expected = [[-2, 0], [-0.5, 500], [1, 1000], [-2, 1000], [0.25, 250]]
+    assert sent.tolist() == expected
+    # The density is that of the sample, whatever becomes of it.
+    params = torch.randn(1, family.num_params, generator=seeded())
+    plain = family_of(space, kind)
+    action = torch.tensor([[0.3, -0.2]])
+    assert torch.equal(family.build(params).log_prob(action), plain.build(params).log_prob(action))
+
+
+MASKABLE = {
+    "categorical": CategoricalFamily(5),
+    "multi_categorical": MultiCategoricalFamily((2, 4, 3), (0, 0, 0)),
+    "joint": JointFamily((("arm", GaussianFamily((-1.0,), (1.0,), (1,))), ("turn", CategoricalFamily(4)))),
+    "nested": JointFamily(
+        ((0, JointFamily((("a", MultiCategoricalFamily((2, 3), (0, 0))),))), (1, BernoulliFamily((2,))))
+    ),
+}
+maskable = pytest.mark.parametrize("family", MASKABLE.values(), ids=MASKABLE)
+
+
+def choices(family) -> list[int]:
+    """How many actions each choice has that a mask can rule out."""
+    if isinstance(family, JointFamily):
+        return [n for part in family.families for n in choices(part)]
+    if isinstance(family, MultiCategoricalFamily):
+        return list(family.sizes)
+    return [family.n] if isinstance(family, CategoricalFamily) else []
+
+
+def chosen(family, action) -> torch.Tensor:
+    """The choices in stored actions, side by side, `[*, choices]`."""
+    if isinstance(family, JointFamily):
+        widths = [math.prod(part.action_shape) for part in family.families]
+        pieces = zip(family.families, torch.split(action, widths, -1), strict=True)
+        return torch.cat([chosen(part, x) for part, x in pieces], -1)
+    if isinstance(family, CategoricalFamily):
+        return action.reshape(*action.shape[: action.dim() - (action.dim() > 1)], 1).long()
+    return action.long() if isinstance(family, MultiCategoricalFamily) else action[..., :0].long()
+
+
+def a_mask(family, seed: int = 0) -> torch.Tensor:
+    """About half of the actions of every choice, one at least."""
+    heads = []
+    for k, n in enumerate(choices(family)):
+        head = torch.rand(n, generator=seeded(seed + 10 * k)) < 0.5
+        head[seed % n] = True
+        heads.append(head)
+    return torch.cat(heads)
+
+
+@maskable
+def test_a_masked_action_is_never_drawn_in_a_million_samples(family):
+    n = 1_000_000
+    mask = a_mask(family)
+    assert family.num_mask == len(mask) == sum(choices(family))
+    assert not mask.all()
+    # The masked ones have the largest logits by far.
+    places = torch.zeros(family.num_params)
+    places[logit_places(family)] = torch.where(mask, 0.0, 50.0)
+    start = torch.tensor([0, *choices(family)[:-1]]).cumsum(0)
+    for first in range(0, n, 100_000):
+        params, masks = places.expand(100_000, -1), mask.expand(100_000, -1)
+        drawn = chosen(family, family.sample(params, seeded(first), masks))
+        assert mask[start + drawn].all()
+    assert mask[start + chosen(family, family.mode(places[None], mask[None]))].all()
+
+
+def logit_places(family) -> torch.Tensor:
+    """Which parameters are logits that a mask can rule out, `[P]` bool."""
+    if isinstance(family, JointFamily):
+        return torch.cat([logit_places(part) for part in family.families])
+    return torch.full((family.num_params,), family.num_mask > 0)
+
+
+@maskable
+def test_with_one_mask_on_both_sides_density_entropy_and_kl_are_finite_and_so_are_their_gradients(family):
+    mask = a_mask(family, seed=1).expand(20, -1)
+    old = torch.randn(20, family.num_params, generator=seeded(2))
+    new = (old + 0.3 * torch.randn(20, family.num_params, generator=seeded(3))).requires_grad_()
+    pi_old, pi = family.build(old, mask), family.build(new, mask)
+    action = family.sample(old, seeded(4), mask)
+    kl = policy_kl(pi_old, pi)
+    assert (kl > 0).all()
+    assert policy_kl(pi_old, family.build(old, mask)).eq(0).all()
+    (grad,) = torch.autograd.grad((kl + pi.log_prob(action) + pi.entropy()).sum(), new)
+    assert grad.isfinite().all()
+    ruled_out = torch.zeros(family.num_params, dtype=torch.bool)
+    ruled_out[logit_places(family)] = ~mask[0]
+    assert (grad[:, ruled_out] == 0).all()
+    assert (grad[:, ~ruled_out] != 0).any()
+
+
+@pytest.mark.parametrize("name", ["joint", "nested"])
+def test_a_masked_joint_is_its_masked_parts(name):
+    family = MASKABLE[name]
+    params, mask = torch.randn(6, family.num_params, generator=seeded()), a_mask(family).expand(6, -1)
+    parts = [part.build(x, m).entropy() for part, x, m in family._split(params, mask)]
+    torch.testing.assert_close(family.build(params, mask).entropy(), torch.stack(parts).sum(0))
