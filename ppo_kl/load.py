@@ -170,7 +170,10 @@ def _require_weight(objective: ObjectiveConfig, kinds: Mapping[str, str]) -> Non
 
 
 def _env_layer(env: str) -> Located:
-    """The YAML named `env`, or the one whose environment has that id, or a layer that names just the id."""
+    """The YAML named `env`, or the one whose environment has that id, or a layer that names just the id.
+
+    Atari's games have one setting: without its preprocessing they are another environment.
+    """
     if re.search(r"-v\d+$|:\w", env):
         for name in _shipped("env"):
             layer = read_yaml(SHIPPED / "env" / f"{name}.yaml")
@@ -178,7 +181,8 @@ def _env_layer(env: str) -> Located:
             if settings and isinstance(settings.value, dict) and _is_plain(settings.value, env):
                 return layer
         where = f"--env {env}"
-        return Located({"env": Located({"id": Located(env, where)}, where)}, where)
+        named = Located({"env": Located({"id": Located(env, where)}, where)}, where)
+        return _merge(read_yaml(SHIPPED / "env" / "atari.yaml"), named) if env.startswith("ALE/") else named
     try:
         path = _find("env", env, "--env")
     except ConfigError as error:

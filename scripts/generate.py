@@ -1,5 +1,5 @@
-"""Writes what is generated: configs/objective and configs/kl_stop from the presets, the README's tables, docs/kl.md,
-and the scripts in the other pages of docs.
+"""Writes what is generated: configs/objective and configs/kl_stop from the presets, MuJoCo's configs/env from the
+paper's recipe, the README's tables, docs/kl.md, and the scripts in the other pages of docs.
 
 python scripts/generate.py           writes
 python scripts/generate.py --check   says what differs, and exits with 1
@@ -24,6 +24,19 @@ from ppo_kl.load import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESET_RUNS = ROOT / "docs" / "results" / "presets.json"
+PAPER = ROOT / "configs" / "recipes" / "ppo_paper.yaml"
+MUJOCO = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "ant": "Ant-v5",
+    "humanoid": "Humanoid-v5",
+    "swimmer": "Swimmer-v5",
+    "reacher": "Reacher-v5",
+    "inverted_pendulum": "InvertedPendulum-v5",
+    "inverted_double_pendulum": "InvertedDoublePendulum-v5",
+}
+"""Environment id by the name of its file in configs/env."""
 KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
 
 
@@ -35,6 +48,8 @@ def generated() -> dict[Path, str]:
     for name, stop in KL_STOPS.items():
         text = _layer({"training": {"kl_stop": to_dict(stop)}}, "training")
         files[ROOT / "configs" / "kl_stop" / f"{name}.yaml"] = text
+    for name, env_id in MUJOCO.items():
+        files[ROOT / "configs" / "env" / f"{name}.yaml"] = mujoco_layer(env_id)
     readme = ROOT / "README.md"
     text = readme.read_text()
     for section, content in (
@@ -47,6 +62,15 @@ def generated() -> dict[Path, str]:
     for page in sorted((ROOT / "docs").glob("*.md")):
         files[page] = with_scripts(page.read_text())
     return files
+
+
+def mujoco_layer(env_id: str) -> str:
+    """The PPO paper's setting for one of its environments, without its objective."""
+    recipe = yaml.safe_load(PAPER.read_text())
+    header = "# Generated from configs/recipes/ppo_paper.yaml by `make configs`; needs the [mujoco] extra.\n"
+    env = recipe["env"] | {"id": env_id}
+    settings = {"total_steps": recipe["total_steps"], "env": env, **{k: recipe[k] for k in ("policy", "training")}}
+    return header + yaml.safe_dump(settings, sort_keys=False)
 
 
 def with_scripts(text: str) -> str:

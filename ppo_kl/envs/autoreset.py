@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_kl.envs.action_mask import allows_something, head_sizes
+from ppo_kl.envs.atari import WholeGames
 from ppo_kl.errors import ConfigError, EnvDataError
 from ppo_kl.observations import Array, over_parts, parts_of, read
 
@@ -33,6 +35,8 @@ class Step(NamedTuple):
     """`[N]` bool; False where the step only reset an environment."""
     final_obs: dict[int, Any]
     """The last observation of each episode that ended here, by environment."""
+    over: Array
+    """`[N]` bool; where an episode ended whose return counts: of a game, not of one of its lives."""
     begun: Array
     """`[N]` bool; where `obs` begins an episode."""
     action_mask: Array | None
@@ -46,13 +50,13 @@ class Environments:
 
     Args:
         env: a Gymnasium vector environment that declares its autoreset mode.
-        reset_seed: given to the first reset; none where every environment seeds its own episodes.
+        reset_seeds: of the first reset, one for each environment; none where every one seeds its own episodes.
 
     Raises:
         ConfigError: the environment does not say how it resets.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], reset_seed: int | None = None) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], reset_seeds: Sequence[int] = ()) -> None:
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise ConfigError(
@@ -68,7 +72,7 @@ class Environments:
         self.action_mask: Array | None = None
         self._choices = head_sizes(self.action_space)
         self.episodes_begun = np.zeros(self.num_envs, np.int64)
-        self._reset_seed = reset_seed
+        self._reset_seed = _as_one(env, reset_seeds)
         self._only_resets = np.zeros(self.num_envs, bool)
         self.steps_done = 0
 
@@ -106,7 +110,16 @@ class Environments:
         self.action_mask = self._mask_in(info)
         cut = info.get("final_info", info).get("nonfinite", np.zeros(0))
         return Step(
-            obs, reward, terminated, truncated, valid, final_obs, begun.copy(), self.action_mask, int(np.sum(cut))
+            obs,
+            reward,
+            terminated,
+            truncated,
+            valid,
+            final_obs,
+            info.get("episode_over", done) & done,
+            begun.copy(),
+            self.action_mask,
+            int(np.sum(cut)),
         )
 
     def _copied(self, sent: Any) -> Any:
@@ -137,3 +150,10 @@ class Environments:
         """Close the environments and their processes; processes that are gone already are closed."""
         with contextlib.suppress(OSError, EOFError):
             self.env.close()
+
+
+def _as_one(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> Any:
+    """What a vector environment's reset takes: nothing, or one seed; Atari's takes one for each game, of 31 bits."""
+    if not seeds:
+        return None
+    return np.array([seed % 2**31 for seed in seeds]) if isinstance(env, WholeGames) else seeds[0]

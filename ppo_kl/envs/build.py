@@ -12,6 +12,7 @@ import gymnasium as gym
 
 from ppo_kl.config.checked import nearest
 from ppo_kl.config.env import EnvConfig
+from ppo_kl.envs.atari import is_atari
 from ppo_kl.errors import ConfigError
 from ppo_kl.imports import attribute_named, class_named, module_of
 
@@ -46,7 +47,7 @@ def build(config: EnvConfig) -> gym.Env[Any, Any]:
 
 def prepare(env_id: str) -> None:
     """What must be done in every process before an environment of this id is made."""
-    if env_id.startswith("ALE/"):
+    if is_atari(env_id):
         try:
             gym.register_envs(importlib.import_module("ale_py"))
         except ImportError as error:

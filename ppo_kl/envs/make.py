@@ -13,6 +13,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
+from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
@@ -74,7 +75,8 @@ def make_vector_env(
     if len(episodes) != config.num_envs:
         raise ConfigError(f"num_envs={config.num_envs}: this run was begun with {len(episodes)} environments")
     if config.vectorization == "native":
-        made = Environments(_native(config), reset_seed=episode_seed(seed, first_env, episodes[0]))
+        seeds = [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)]
+        made = Environments(_native(config), seeds)
     else:
         for name in filter(module_of, (config.id, *config.wrappers)):
             attribute_named(name, "env")  # refused here, before a process begins
@@ -106,7 +108,10 @@ def _itself(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 
 def _native(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
     prepare(config.id)
+    atari = is_atari(config.id)
+    kwargs = atari_kwargs(config.kwargs) if atari else config.kwargs
     try:
-        return gym.make_vec(config.id, config.num_envs, vectorization_mode="vector_entry_point", **config.kwargs)
+        env = gym.make_vec(config.id, config.num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        return WholeGames(env) if atari else env
     except (gym.error.Error, ImportError, TypeError) as error:
         raise cannot_make(config, error) from error

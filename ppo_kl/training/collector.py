@@ -35,7 +35,7 @@ class EpisodeMeter:
         self.finished = EpisodeStats([], [])
 
     def add(self, reward: Array, done: Array, valid: Array) -> None:
-        """One step: reward, done and valid, each `[N]`."""
+        """One step: reward, where an episode ended, and valid, each `[N]`."""
         self.returns += np.where(valid, reward, 0.0)
         self.lengths += valid
         for i in np.flatnonzero(done):
@@ -159,7 +159,7 @@ class Collector:
                         told.final_obs[t, i] = last
                         at_end[t, i] = tuple(x[i] for x in state)
                 told.nonfinite += step.nonfinite
-                self.episodes.add(step.reward, (step.terminated | step.truncated) & step.valid, step.valid)
+                self.episodes.add(step.reward, step.over, step.valid)
                 obs, starts = step.obs, step.begun
             fault = _first_fault(envs.parts, told, obs)
         if fault is not None:

@@ -50,7 +50,7 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
         obs, starts = step.obs, step.begun
         returns += np.where(step.valid, step.reward, 0.0)
         lengths += step.valid
-        for i in step.final_obs:
+        for i in np.flatnonzero(step.over):
             if done_so_far[i] < wanted[i]:
                 result.returns.append(float(returns[i]))
                 result.lengths.append(int(lengths[i]))
