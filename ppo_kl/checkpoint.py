@@ -12,7 +12,7 @@ import torch
 
 from ppo_kl.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step_(\d{12})\.pt")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import tyro
 
 from ppo_kl import __version__
 from ppo_kl.config import TrainConfig
-from ppo_kl.errors import ConfigError, PPOKLError
+from ppo_kl.errors import ConfigError, EnvWarning, PPOKLError
 from ppo_kl.imports import import_modules, modules_in
 from ppo_kl.load import load_config, value_of
 
@@ -63,11 +64,26 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         print(f"ppo-kl: error: no command {arguments[0]!r}\n{USAGE}", file=sys.stderr)
         return 2
+    warnings.showwarning = _show_warning
     try:
         return command(arguments[1:])
     except PPOKLError as error:
         print(f"ppo-kl: error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Ours as a sentence; of others also where they come from."""
+    ours = issubclass(category, EnvWarning)
+    text = f"ppo-kl: warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    print(text.rstrip(), file=sys.stderr if file is None else file)
 
 
 def _train(arguments: list[str]) -> int:

@@ -101,8 +101,20 @@ def from_yaml(text: str, where: str) -> TrainConfig:
 
 def to_yaml(config: Settings) -> str:
     """The whole configuration as text that `from_yaml` reads back to an equal one."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts words in quotes that would be read as something else."""
+
+
+def _write_word(dumper: yaml.SafeDumper, word: str) -> yaml.ScalarNode:
+    style = "'" if _free(Located(word, "")) != word else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", word, style=style if word.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _write_word)
 
 
 def to_dict(config: Settings) -> dict[str, Any]:
@@ -234,7 +246,7 @@ def _locate(node: yaml.Node, file: str, seen: set[int]) -> Located:
             if key.value in items:
                 raise ConfigError(f"{at_key}: duplicate key {key.value!r}")
             located = _locate(value, file, seen)
-            items[key.value] = Located(located.value, at_key if isinstance(value, yaml.MappingNode) else located.where)
+            items[key.value] = located._replace(where=at_key) if isinstance(value, yaml.MappingNode) else located
         return Located(items, where)
     if isinstance(node, yaml.SequenceNode):
         return Located([_locate(item, file, seen) for item in node.value], where)
@@ -286,7 +298,9 @@ def value_of(text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return text
-    return None if node is None else _free(_locate(node, text, set()))
+    if node is None:  # nothing, or what YAML takes for a comment
+        return text or None
+    return _free(_locate(node, text, set()))
 
 
 def _free(node: Located) -> Any:
@@ -301,8 +315,10 @@ def _free(node: Located) -> Any:
         return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if re.fullmatch(r"[+-]?\d[\d_]*", text):
+    if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
         return int(text)
+    if re.fullmatch(r"[+-]?\.inf|\.nan", text):
+        return float(text.replace(".", ""))
     return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else text
 
 
@@ -382,7 +398,7 @@ def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
         if name not in names:
             raise ConfigError(f"{prefix}{key}={value!r}: unknown key{nearest(name, names)}")
         if rest and isinstance(getattr(config, name), dict):
-            values[name] = _with_entry(values.get(name, getattr(config, name)), rest, value)
+            values[name] = _with_entry(values.get(name, getattr(config, name)), rest, value, f"{prefix}{name}.")
             continue
         if rest and not isinstance(getattr(config, name), Settings):
             raise ConfigError(f"{prefix}{key}={value!r}: {prefix}{name} is a value, not a group")
@@ -398,11 +414,11 @@ def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
         raise ConfigError(f"{prefix}{error}", error.key) from None
 
 
-def _with_entry(entries: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+def _with_entry(entries: dict[str, Any], key: str, value: Any, prefix: str) -> dict[str, Any]:
     """A copy of `entries` with `key`, or `name.key` inside the entry `name`; a name may be package.module:Class."""
     match = re.fullmatch(r"(?P<name>[\w.]+:\w+|\w+)(?:\.(?P<inside>\w+))?", key)
     if match is None:
-        raise ConfigError(f"{key}={value!r}: not a name")
+        raise ConfigError(f"{prefix}{key}={value!r}: {key!r} is not a name")
     name, inside = match["name"], match["inside"]
     if inside is None:
         return {**entries, name: value}

@@ -48,7 +48,7 @@ def in_part(key: str, value: Any) -> Callable[[Answer], Any]:
     return changed
 
 
-NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "1e20": 1e20, "1e38": 1e38, "1e39": 1e39, "2.5": 2.5}
+NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "1e20": 1e20, "1e38": 1e38, "1e+39": 1e39, "2.5": 2.5}
 FAULTS: dict[str, Callable[[Answer], Any]] = {
     "none": sends(),
     **{f"obs {name}": in_obs(value) for name, value in NUMBERS.items()},
@@ -114,7 +114,7 @@ FAULTS: dict[str, Callable[[Answer], Any]] = {
 
 
 class Sends(gym.Env[Any, int]):
-    """Environment 1 sends `fault` once, at its step number `at` (from 0); the others, and before and after, all is well.
+    """Environment 1 sends `fault` once, at its step number `at` (from 0); before and after, and in others, all is well.
 
     obs = (environment, step) / 100, reward 1; `parts`: a dict with an image and an arm. Episodes of `length` steps.
     """
@@ -284,3 +284,47 @@ class Bytes(Outside):
 
     def _obs(self) -> np.ndarray:
         return np.full((1, 8, 8), self.steps, np.uint8)
+
+
+class Takes(Outside):
+    """Takes any kwargs and remembers with what it was made; shows numbers in bounds, with reward 1."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        Takes.made.append(kwargs)
+
+    def _obs(self) -> np.ndarray:
+        return np.array([0.0, 1.0], np.float32)
+
+
+class TakesNothing(Takes):
+    """Takes no kwargs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Adds(gym.Wrapper[Any, Any, Any, Any]):
+    """Adds to the reward."""
+
+    def __init__(self, env: gym.Env[Any, Any], much: float) -> None:
+        super().__init__(env)
+        self.much = much
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = self.env.step(action)
+        return obs, float(reward) + self.much, *rest
+
+
+class Doubles(gym.Wrapper[Any, Any, Any, Any]):
+    """Doubles the reward."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = self.env.step(action)
+        return obs, 2 * float(reward), *rest
+
+
+if "faulty/Takes-v0" not in gym.registry:
+    gym.register("faulty/Takes-v0", entry_point=Takes, disable_env_checker=True)

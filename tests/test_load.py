@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_kl.config import TrainConfig
+from ppo_kl.config import EnvConfig, TrainConfig
 from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ForwardKL, ObjectiveConfig, Ratio
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import SHIPPED, from_yaml, load_config, to_dict, to_yaml
+from ppo_kl.load import SHIPPED, from_yaml, load_config, to_dict, to_yaml, value_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,3 +199,55 @@ def test_a_penalty_that_lambda_would_never_weigh_is_refused(preset):
     objective = load_config(objective=preset, kinds={"penalty": "forward_kl", "controller": "adaptive"}).objective
     assert (objective.penalty, objective.controller) == (ForwardKL(), Adaptive())
     assert objective.name == f"{preset}-forward_kl-adaptive"
+
+
+# --- values without a declared type -----------------------------------------------------------------------------------
+
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inside: st.lists(inside, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]\w{0,8}", fullmatch=True), plain_values, max_size=4))
+def test_what_an_environment_is_made_with_comes_back_byte_for_byte(kwargs):
+    config = TrainConfig(env=EnvConfig(kwargs=kwargs, wrappers={"TimeLimit": kwargs}))
+    text = to_yaml(config)
+    again = from_yaml(text, "again")
+    assert again == config
+    assert to_yaml(again) == text
+
+
+@pytest.mark.parametrize(
+    "word", ["true", "False", "~", "", "null", "none", "None", "1_000", "+5", "5.", "1e5", "1e-3", "08", ".inf", "#fff"]
+)
+def test_a_word_that_looks_like_something_else_stays_a_word(word):
+    config = TrainConfig(env=EnvConfig(kwargs={"x": word, "xs": [word]}))
+    assert from_yaml(to_yaml(config), "again").env.kwargs == {"x": word, "xs": [word]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1.6", 1.6),
+        ("3", 3),
+        ("1_000", 1000),
+        ("1_", "1_"),
+        ("1e-3", 1e-3),
+        ("-.5", -0.5),
+        (".inf", float("inf")),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("'1'", "1"),
+        ("[1, a, 2.5]", [1, "a", 2.5]),
+        ("#fff", "#fff"),
+        ("human", "human"),
+        ("a: b: c", "a: b: c"),
+    ],
+)
+def test_a_value_on_the_command_line_is_what_it_looks_like(text, value):
+    found = value_of(text)
+    assert found == value
+    assert type(found) is type(value)

@@ -45,6 +45,8 @@ class EnvConfig(Settings):
         super().__post_init__()
         if not self.id:
             raise ConfigError("id='': name a Gymnasium environment, as CartPole-v1", "id")
+        if self.id.count(":") > 1:
+            raise ConfigError(f"id={self.id!r}: expected one colon at most, as in package.module:Id", "id")
         if self.vectorization == "native":
             reason = "belongs to single environments, not to vectorization 'native'; use sync or async"
             require_default(self, ("wrappers", "nonfinite"), reason)

@@ -67,7 +67,7 @@ GLOSSARY: dict[str, Metric] = {
     "rollout/length_mean": Metric("steps", "old", "mean", "length of the episodes that ended in this rollout"),
     "rollout/episodes": Metric("count", "old", "sum", "episodes that ended in this rollout"),
     "env/nonfinite": Metric(
-        "count", "–", "constant", "episodes cut so far by a number that is not finite (env.nonfinite: truncate)"
+        "count", "old", "sum", "episodes of this rollout cut by a number that is not finite (env.nonfinite: truncate)"
     ),
     "time/steps_per_second": Metric("1/s", "–", "sum", "environment steps by wall clock, whole iteration"),
     "time/rollout_seconds": Metric("s", "–", "max", "collecting and advantage estimation"),

@@ -105,9 +105,12 @@ class Environments:
         elif self.mode is AutoresetMode.DISABLED and len(ended):
             sent, at_reset = self.env.reset(options={"reset_mask": done})
             obs = self._copied(sent)
-            info = {**info, **at_reset}
+            reset_masks = self._mask_in(at_reset, unused=~done)
         self.episodes_begun += begun
-        self.action_mask = self._mask_in(info)
+        # An episode's last observation is not acted on where the next one has not begun yet.
+        self.action_mask = self._mask_in(info, unused=done & ~begun)
+        if self.mode is AutoresetMode.DISABLED and len(ended):
+            self.action_mask = _rows_of(done, reset_masks, self.action_mask)
         cut = info.get("final_info", info).get("nonfinite", np.zeros(0))
         return Step(
             obs,
@@ -125,8 +128,8 @@ class Environments:
     def _copied(self, sent: Any) -> Any:
         return over_parts(np.array, read(self.parts, sent))
 
-    def _mask_in(self, info: dict[str, Any]) -> Array | None:
-        """The masks of all environments, `[N, num_mask]`; one that sends none allows everything."""
+    def _mask_in(self, info: dict[str, Any], unused: Array | bool = False) -> Array | None:
+        """The masks of all environments, `[N, num_mask]`; one that sends none, or is not used, allows everything."""
         if info.get("action_mask") is None or not self._choices:
             return None
         masks: Array = np.asarray(info["action_mask"])
@@ -135,7 +138,7 @@ class Environments:
                 f"info['action_mask'] of {self.env} has shape {masks.shape}, expected "
                 f"{(self.num_envs, sum(self._choices))}; no update was made with it"
             )
-        sent = info.get("_action_mask", np.ones(self.num_envs, bool))
+        sent = info.get("_action_mask", np.ones(self.num_envs, bool)) & ~np.asarray(unused)
         masks = np.where(sent[:, None], masks.astype(bool), True)
         allowed = allows_something(masks, self._choices)
         if not allowed.all():
@@ -157,3 +160,10 @@ def _as_one(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> Any:
     if not seeds:
         return None
     return np.array([seed % 2**31 for seed in seeds]) if isinstance(env, WholeGames) else seeds[0]
+
+
+def _rows_of(where: Array, first: Array | None, other: Array | None) -> Array | None:
+    """The rows of `first` in the places `where`, else those of `other`; none allows everything."""
+    if first is None or other is None:
+        return first if other is None else other
+    return np.where(where[:, None], first, other)

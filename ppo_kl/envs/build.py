@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -16,7 +17,7 @@ from ppo_kl.envs.atari import is_atari
 from ppo_kl.errors import ConfigError
 from ppo_kl.imports import attribute_named, class_named, module_of
 
-EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "ale_py": "atari", "moviepy": "video"}
+EXTRAS = {"envs.mujoco": "mujoco", "envs.box2d": "box2d", "ale_py": "atari", "moviepy": "video"}
 """What is missing, by a word in the entry point or in the error -> the extra that installs it."""
 
 
@@ -53,7 +54,7 @@ def prepare(env_id: str) -> None:
         except ImportError as error:
             raise ConfigError(f"env.id={env_id!r}: {_install('atari')} ({error})", "id") from error
     spec = gym.registry.get(env_id)
-    if spec is not None and "mujoco" in str(spec.entry_point):
+    if (spec is not None and "mujoco" in str(spec.entry_point)) or "mujoco" in sys.modules:
         _quiet_mujoco()
 
 
@@ -83,7 +84,7 @@ def wrapper_named(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
 def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
     """The reason as a sentence that says what to install or to change."""
     spec = gym.registry.get(config.id)
-    clues = f"{spec.entry_point if spec else ''} {error}"
+    clues = f"{spec.entry_point if spec else ''} {error}".lower()
     extra = next((name for word, name in EXTRAS.items() if word in clues), None)
     what = str(error)
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)) and extra is not None:

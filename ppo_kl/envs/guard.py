@@ -131,7 +131,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         raise self._fault(f"reward {_shown(reward)} of type {type(reward).__name__}, expected one number")
 
     def _flag(self, name: str, value: Any) -> bool:
-        plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
+        plain = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
         if isinstance(plain, (bool, int)) and plain in (0, 1):
             return bool(plain)
         raise self._fault(f"{name} is {_shown(value)} of type {type(value).__name__}, expected True or False")

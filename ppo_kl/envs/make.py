@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import signal
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
 from ppo_kl.envs.workers import WorkerVectorEnv
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, module_of
 
 EVALUATION = 1_000_000
@@ -43,7 +44,16 @@ class _MakeEnv:
             for module in filter(None, map(module_of, (self.config.id, *self.config.wrappers))):
                 importlib.import_module(module)
         truncates = self.config.nonfinite == "truncate"
-        env = build(self.config)
+        try:
+            env = build(self.config)
+        except PPOKLError:
+            raise
+        except Exception as error:
+            raise EnvWorkerError(
+                f"environment {self.index} ({self.config.id}) could not be made: {type(error).__name__}: {error}; it "
+                f"was made with env.kwargs {self.config.kwargs}, env.wrappers {self.config.wrappers}; nothing was run\n"
+                f"{traceback.format_exc()}"
+            ) from error
         return GuardedEnv(env, self.config.id, self.seed, self.index, self.episode, truncates=truncates)
 
 

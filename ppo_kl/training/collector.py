@@ -135,41 +135,39 @@ class Collector:
         told, action_taken = _Recorder(T, envs), list[Tensor]()
         outputs: list[PolicyOutput] = []
         states, at_end = list[State](), dict[tuple[int, int], State]()
-        with np.errstate(over="ignore"):  # what is too large for float32 is found below
-            for t in range(T):
-                over_parts(lambda stored, x, t=t: stored.__setitem__(t, x), told.obs, obs)
-                told.starts[t] = starts
-                told.mask_row(t, envs.action_mask)
-                seen = self.normalize(over_parts(lambda x, t=t: torch.from_numpy(x[t]).to(device), told.obs))
-                if state:
-                    begins = torch.from_numpy(starts).to(device)
-                    states.append(restarted(policy, state, begins))
-                    outputs.append(policy(seen, state, begins))
-                    params, state = outputs[-1].params, outputs[-1].state
-                else:
-                    params, _ = policy.act(seen)
-                mask = None if envs.action_mask is None else torch.from_numpy(envs.action_mask).to(device)
-                action = self.family.sample(params, noise[t], mask)
-                action_taken.append(action)
-                step = envs.step(self.family.to_env(action))
-                told.reward[t], told.terminated[t], told.truncated[t] = step.reward, step.terminated, step.truncated
-                told.valid[t] = step.valid
-                for i, last in step.final_obs.items():
-                    if step.truncated[i]:
-                        told.final_obs[t, i] = last
-                        at_end[t, i] = tuple(x[i] for x in state)
-                told.nonfinite += step.nonfinite
-                self.episodes.add(step.reward, step.over, step.valid)
-                obs, starts = step.obs, step.begun
-            fault = _first_fault(envs.parts, told, obs)
-        if fault is not None:
-            raise EnvDataError(
-                f"{fault} of this rollout; no update was made with it, weights and checkpoints are as before; mend the "
-                "environment, then go on with --resume where a checkpoint was saved; env.nonfinite=truncate cuts the "
-                "episode instead"
-            )
+        self._require_usable(obs, 0)
+        for t in range(T):
+            over_parts(lambda stored, x, t=t: stored.__setitem__(t, x), told.obs, obs)
+            told.starts[t] = starts
+            told.mask_row(t, envs.action_mask)
+            seen = self.normalize(over_parts(lambda x, t=t: torch.from_numpy(x[t]).to(device), told.obs))
+            if state:
+                begins = torch.from_numpy(starts).to(device)
+                states.append(restarted(policy, state, begins))
+                outputs.append(policy(seen, state, begins))
+                params, state = outputs[-1].params, outputs[-1].state
+            else:
+                params, _ = policy.act(seen)
+            mask = None if envs.action_mask is None else torch.from_numpy(envs.action_mask).to(device)
+            action = self.family.sample(params, noise[t], mask)
+            action_taken.append(action)
+            step = envs.step(self.family.to_env(action))
+            told.reward[t], told.terminated[t], told.truncated[t] = step.reward, step.terminated, step.truncated
+            told.valid[t] = step.valid
+            self._require_usable(step.obs, t + 1)
+            if not (np.abs(step.reward) <= LARGEST).all():
+                i = int((~(np.abs(step.reward) <= LARGEST)).argmax())
+                raise _fault(f"reward of environment {i} is {step.reward[i]}", t, truncatable=True)
+            for i, last in step.final_obs.items():
+                if step.truncated[i]:
+                    self._require_usable(over_parts(lambda x: x[None], last), t + 1, i)
+                    told.final_obs[t, i] = last
+                    at_end[t, i] = tuple(x[i] for x in state)
+            told.nonfinite += step.nonfinite
+            self.episodes.add(step.reward, step.over, step.valid)
+            obs, starts = step.obs, step.begun
         self._warn_of_bounds(told.obs)
-        self.nonfinite += told.nonfinite
+        self.nonfinite = told.nonfinite
         self._obs, self._starts, self._state = obs, starts, state
         return self._rollout(policy, told, torch.stack(action_taken), outputs, states, at_end)
 
@@ -227,11 +225,10 @@ class Collector:
             stacked = np.concatenate([last, *(x[None] for x in cut_off)])
             return torch.from_numpy(stacked.astype(dtype)).to(value.device)
 
-        with np.errstate(over="ignore"):
-            obs = by_part(
-                self.envs.parts,
-                lambda part: successors(*(_stored(part, x) for x in (self._obs, *(final_obs[place] for place in cut)))),
-            )
+        obs = by_part(
+            self.envs.parts,
+            lambda part: successors(*(_stored(part, x) for x in (self._obs, *(final_obs[place] for place in cut)))),
+        )
         state = tuple(
             torch.cat([now, *(at_end[place][k][None] for place in cut)]) for k, now in enumerate(self._state or ())
         )
@@ -243,6 +240,11 @@ class Collector:
             t, i = torch.tensor(cut, device=value.device).T
             next_value[t, i] = bootstrap[N:]
         return next_value
+
+    def _require_usable(self, obs: Any, step: int, first: int = 0) -> None:
+        """Refuse observations `[n, *obs]`, of the environments from `first` on, that cannot be trained on."""
+        for part in self.envs.parts:
+            _require_usable(part, obs[part.key] if part.path else obs, step, first)
 
     def _warn_of_bounds(self, obs: Any) -> None:
         """Say once what lies outside of what the observation space declares; nothing is changed."""
@@ -269,35 +271,33 @@ def _stored(part: Part, obs: Any) -> Array:
     return stored
 
 
-def _first_fault(parts: tuple[Part, ...], told: _Recorder, last: Any) -> str | None:
-    """What is first not usable as training sees it, with environment, step and place; none if nothing is."""
-    faults = [("reward", told.reward[t, i], t, i) for t, i in np.argwhere(~(np.abs(told.reward) <= LARGEST))]
-    for part in parts:
-        name = f"observation {part.key!r}" if part.path else "observation"
-        seen: Array = (told.obs[part.key] if isinstance(told.obs, dict) else told.obs).reshape(*told.reward.shape, -1)
-        ends = [(len(seen), i, x.ravel()) for i, x in enumerate(_stored(part, last))]
-        ends += [(t + 1, i, _stored(part, x).ravel()) for (t, i), x in told.final_obs.items()]
-        for t, i in np.argwhere(_bad(part, seen).any(-1)):
-            faults.append((*_first_bad(name, part, seen[t, i]), t, i))
-        faults += [(*_first_bad(name, part, x), t, i) for t, i, x in ends if _bad(part, x).any()]
-    if not faults:
-        return None
-    name, value, t, i = min(faults, key=lambda fault: fault[2])
-    return f"{name} of environment {i} is {value} at step {t}"
+def _require_usable(part: Part, obs: Array, step: int, first: int) -> None:
+    """Refuse what cannot be trained on in one part of N observations, `[N, *shape]`, before anybody acts on it."""
+    if obs.dtype.kind not in "fi" or not _bad(part, obs).any():
+        return
+    i = int(_bad(part, obs).reshape(len(obs), -1).any(1).argmax())
+    at = np.unravel_index(int(_bad(part, obs[i]).argmax()), part.shape)
+    value = obs[i][at]
+    name = f"observation {part.key!r}" if part.path else "observation"
+    index = "".join(f"[{int(k)}]" for k in at)
+    if part.kind == "index":
+        size, start = (values[int(_bad(part, obs[i]).argmax())] for values in (part.sizes, part.starts))
+        what = f"{value + start}, outside of its space from {start} to {start + size - 1}"
+    else:
+        what = f"{value}"
+    raise _fault(f"{name}{index} of environment {first + i} is {what}", step, truncatable=part.kind != "index")
+
+
+def _fault(what: str, step: int, *, truncatable: bool) -> EnvDataError:
+    instead = "; env.nonfinite=truncate cuts the episode instead" if truncatable else ""
+    return EnvDataError(
+        f"{what} at step {step} of this rollout; no update was made with it, weights and checkpoints are as before; "
+        f"mend the environment, then go on with --resume where a checkpoint was saved{instead}"
+    )
 
 
 def _bad(part: Part, x: Array) -> Array:
     """Which numbers cannot be trained on: not finite in float32, or an index that its space does not have."""
     if part.kind == "index":
-        bad: Array = (x < 0) | (x >= np.array(part.sizes))
-    else:
-        bad = ~np.isfinite(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
-    return bad
-
-
-def _first_bad(name: str, part: Part, x: Array) -> tuple[str, Any]:
-    """Name with its index, and the value itself; an index of a Discrete as it was sent."""
-    place = int(_bad(part, x).argmax())
-    at = "".join(f"[{int(k)}]" for k in np.unravel_index(place, part.shape))
-    value = x[place]
-    return name + at, value + part.starts[place] if part.kind == "index" else value
+        return np.asarray((x < 0) | (x >= np.array(part.sizes).reshape(part.shape)))
+    return np.asarray(~(np.abs(x) <= LARGEST))
