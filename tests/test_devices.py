@@ -15,6 +15,7 @@ from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KLStop
 from ppo_kl.diagnostics.measure import kl_before, measure
 from ppo_kl.objectives import Objective
+from ppo_kl.observations import Part
 from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.box_families import GaussianFamily
 from ppo_kl.policies.families import CategoricalFamily
@@ -64,6 +65,59 @@ def test_no_tensor_of_another_device_enters_a_step_or_a_measurement(family, obje
     normalizer = ObservationNormalizer((vector(4),), enabled=True).to("meta")
     metrics |= {"obs": normalizer(batch.obs), "λ": learner.objective.kl_lambda}
     assert {x.device.type for x in metrics.values()} == {"meta"}
+
+
+MIXED = (
+    Part(("cam",), "image", (40, 40, 3), "uint8", scale=255.0),
+    Part(("room",), "index", (), "int64", (4,), (0,)),
+    Part(("pos",), "vector", (2,)),
+)
+WORLDS = {
+    "separate": {},
+    "shared impala": {"trunk": "shared", "image_encoder": "impala"},
+    "gru": {"memory": "gru", "memory_size": 6},
+    "shared lstm": {"memory": "lstm", "memory_size": 6, "trunk": "shared"},
+}
+
+
+def mixed_obs(*batch_shape, device):
+    return {
+        "cam": torch.zeros(*batch_shape, 40, 40, 3, dtype=torch.uint8, device=device),
+        "room": torch.zeros(batch_shape, dtype=torch.int64, device=device),
+        "pos": torch.zeros(*batch_shape, 2, device=device),
+    }
+
+
+@pytest.mark.parametrize("settings", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("objective", ["clip", "kl_adaptive"])
+def test_every_kind_of_policy_learns_on_the_device_it_is_on_from_masked_samples(settings, objective):
+    family, generator = CategoricalFamily(3), torch.Generator().manual_seed(0)
+    policy = ActorCritic(MIXED, family, PolicyConfig(hidden_sizes=(8,), **settings), generator).to("meta")
+    config = TrainingConfig(kl_stop=KLStop("before_step", "k3", threshold=0.01))
+    learner = Learner(policy, family, Objective(PRESETS[objective]).to("meta"), config, generator)
+    normalizer = ObservationNormalizer(MIXED, enabled=True).to("meta")
+    recurrent = "memory" in settings
+    S, L = (4, 3) if recurrent else (12, 1)
+    zeros = torch.zeros(12, device="meta")
+    batch = Batch(
+        obs=normalizer(mixed_obs(*((S, L) if recurrent else (S,)), device="meta")),
+        action=zeros.long(),
+        logp_old=zeros,
+        params_old=torch.zeros(12, 3, device="meta"),
+        adv=zeros,
+        ret=zeros,
+        value_old=zeros,
+        valid=zeros == 0,
+        action_mask=torch.ones(12, 3, dtype=torch.bool, device="meta"),
+        state=policy.initial_state(S),
+    )
+    units = torch.arange(2, device="meta")
+    learner.step(batch, units, torch.ones(2, dtype=torch.bool, device="meta"))
+    metrics = measure(policy, family, learner.objective, batch)
+    starts = torch.ones(5, dtype=torch.bool, device="meta")
+    params, state = policy.act(normalizer(mixed_obs(5, device="meta")), policy.initial_state(5), starts)
+    assert {x.device.type for x in (*metrics.values(), params, *state)} == {"meta"}
+    assert len(state) == len(batch.state)
 
 
 class CountHostReads(TorchDispatchMode):

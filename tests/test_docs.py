@@ -8,6 +8,8 @@ import sys
 import pytest
 from script_modules import ROOT, load_script
 
+from ppo_kl.cli import main
+
 NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf|nan)")
 
 
@@ -72,3 +74,17 @@ def test_the_tour_runs_as_it_stands():
     done = subprocess.run([sys.executable, ROOT / "scripts" / "kl_tour.py"], capture_output=True, text=True, check=True)
     assert "by hand" in done.stdout
     assert not done.stderr
+
+
+# --- docs/policies.md -------------------------------------------------------------------------------------------------
+
+
+def test_the_network_on_the_page_about_policies_can_be_learned_with(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "policies.md").read_text()
+    (code,) = re.findall(r"```python\n# my_nets\.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "nets_on_the_page.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (command,) = re.findall(r"`ppo-kl (train .*--policy\.module .*)`", page)
+    arguments = command.replace("my_nets:", "nets_on_the_page:").split()
+    assert main([*arguments, "--total-steps", "512", "--runs-dir", str(tmp_path / "runs"), "--quiet"]) == 0

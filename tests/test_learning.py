@@ -84,3 +84,14 @@ def test_the_classic_recipe_learns_with_both_of_its_methods(objective, kl_stop):
     agent.close()
     # A random policy gets about −1,200.
     assert note.last.metrics["rollout/return_last100"] >= -700
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", FAMILIES)
+@pytest.mark.parametrize(
+    ("env", "steps", "enough"),
+    [("acrobot", 200_000, -100), ("pendulum", 300_000, -250), ("lunarlander", 1_000_000, 200)],
+)
+def test_a_tuned_file_reaches_what_the_readme_says_it_does(env, steps, enough, objective):
+    # At random: about −500, −1,200 and −180.
+    assert best_return(env, objective, seed=0, steps=steps, enough=enough) >= enough

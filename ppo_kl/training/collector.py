@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
-from ppo_kl.envs.guard import LARGEST
-from ppo_kl.errors import EnvDataError, EnvWarning, PPOKLError
-from ppo_kl.observations import Array, Obs, Part, bounds_of, by_part, each_part, over_parts
+from ppo_kl.errors import PPOKLError
+from ppo_kl.observations import Array, Obs, Part, by_part, over_parts
 from ppo_kl.policies.actor_critic import Policy, PolicyOutput, restarted
 from ppo_kl.policies.families import Family
+from ppo_kl.training.data_check import DataCheck
 
 
 class EpisodeStats(NamedTuple):
@@ -95,8 +94,7 @@ class Collector:
         self.num_steps, self.generator, self.device = num_steps, generator, device
         self.episodes = EpisodeMeter(envs.num_envs)
         self.nonfinite = 0
-        self._bounds = {part.key: bounds_of(part, envs.observation_space) for part in envs.parts}
-        self._warned: set[str] = set()
+        self._check = DataCheck(envs)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -135,7 +133,7 @@ class Collector:
         told, action_taken = _Recorder(T, envs), list[Tensor]()
         outputs: list[PolicyOutput] = []
         states, at_end = list[State](), dict[tuple[int, int], State]()
-        self._require_usable(obs, 0)
+        self._check.observations(obs, 0)
         for t in range(T):
             over_parts(lambda stored, x, t=t: stored.__setitem__(t, x), told.obs, obs)
             told.starts[t] = starts
@@ -154,19 +152,17 @@ class Collector:
             step = envs.step(self.family.to_env(action))
             told.reward[t], told.terminated[t], told.truncated[t] = step.reward, step.terminated, step.truncated
             told.valid[t] = step.valid
-            self._require_usable(step.obs, t + 1)
-            if not (np.abs(step.reward) <= LARGEST).all():
-                i = int((~(np.abs(step.reward) <= LARGEST)).argmax())
-                raise _fault(f"reward of environment {i} is {step.reward[i]}", t, truncatable=True)
+            self._check.rewards(step.reward, t)
+            self._check.observations(step.obs, t + 1)
             for i, last in step.final_obs.items():
                 if step.truncated[i]:
-                    self._require_usable(over_parts(lambda x: x[None], last), t + 1, i)
+                    self._check.observations(over_parts(lambda x: x[None], last), t + 1, i)
                     told.final_obs[t, i] = last
                     at_end[t, i] = tuple(x[i] for x in state)
             told.nonfinite += step.nonfinite
             self.episodes.add(step.reward, step.over, step.valid)
             obs, starts = step.obs, step.begun
-        self._warn_of_bounds(told.obs)
+        self._check.warn_of_bounds(told.obs)
         self.nonfinite = told.nonfinite
         self._obs, self._starts, self._state = obs, starts, state
         return self._rollout(policy, told, torch.stack(action_taken), outputs, states, at_end)
@@ -241,63 +237,9 @@ class Collector:
             next_value[t, i] = bootstrap[N:]
         return next_value
 
-    def _require_usable(self, obs: Any, step: int, first: int = 0) -> None:
-        """Refuse observations `[n, *obs]`, of the environments from `first` on, that cannot be trained on."""
-        for part in self.envs.parts:
-            _require_usable(part, obs[part.key] if part.path else obs, step, first)
-
-    def _warn_of_bounds(self, obs: Any) -> None:
-        """Say once what lies outside of what the observation space declares; nothing is changed."""
-        for key, x in each_part(obs):
-            bounds = self._bounds[key]
-            if bounds is None or key in self._warned:
-                continue
-            outside = int(((x < bounds[0]) | (x > bounds[1])).sum())
-            if outside:
-                self._warned.add(key)
-                called = f"observation {key!r}" if key else "the observations"
-                warnings.warn(
-                    f"{outside} numbers of {called} in this rollout lie outside the bounds that the space declares, "
-                    f"the lowest {x.min():g}, the highest {x.max():g}; they are used as they are",
-                    EnvWarning,
-                    stacklevel=2,
-                )
-
 
 def _stored(part: Part, obs: Any) -> Array:
     """One part of observations as they are kept."""
     x = obs[part.key] if part.path else obs
     stored: Array = x.astype(part.dtype)
     return stored
-
-
-def _require_usable(part: Part, obs: Array, step: int, first: int) -> None:
-    """Refuse what cannot be trained on in one part of N observations, `[N, *shape]`, before anybody acts on it."""
-    if obs.dtype.kind not in "fi" or not _bad(part, obs).any():
-        return
-    i = int(_bad(part, obs).reshape(len(obs), -1).any(1).argmax())
-    at = np.unravel_index(int(_bad(part, obs[i]).argmax()), part.shape)
-    value = obs[i][at]
-    name = f"observation {part.key!r}" if part.path else "observation"
-    index = "".join(f"[{int(k)}]" for k in at)
-    if part.kind == "index":
-        size, start = (values[int(_bad(part, obs[i]).argmax())] for values in (part.sizes, part.starts))
-        what = f"{value + start}, outside of its space from {start} to {start + size - 1}"
-    else:
-        what = f"{value}"
-    raise _fault(f"{name}{index} of environment {first + i} is {what}", step, truncatable=part.kind != "index")
-
-
-def _fault(what: str, step: int, *, truncatable: bool) -> EnvDataError:
-    instead = "; env.nonfinite=truncate cuts the episode instead" if truncatable else ""
-    return EnvDataError(
-        f"{what} at step {step} of this rollout; no update was made with it, weights and checkpoints are as before; "
-        f"mend the environment, then go on with --resume where a checkpoint was saved{instead}"
-    )
-
-
-def _bad(part: Part, x: Array) -> Array:
-    """Which numbers cannot be trained on: not finite in float32, or an index that its space does not have."""
-    if part.kind == "index":
-        return np.asarray((x < 0) | (x >= np.array(part.sizes).reshape(part.shape)))
-    return np.asarray(~(np.abs(x) <= LARGEST))

@@ -13,6 +13,7 @@ from ppo_kl.batch import Batch, minibatches
 from ppo_kl.config.objective import Adaptive, Fixed, ForwardKL, ObjectiveConfig, Ratio, ReverseKL
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KLStop
+from ppo_kl.diagnostics.measure import kl_before, measure
 from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives import Objective, policy_kl
 from ppo_kl.policies.families import CategoricalFamily
@@ -755,3 +756,36 @@ def test_a_stopped_actor_has_no_part_in_the_step_of_the_critic(clip_grad):
     assert torch.equal(actor_and_critic(calm)[0], before[0])
     assert not torch.equal(actor_and_critic(calm)[1], before[1])
     assert torch.equal(weights(calm), weights(wild))
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["clip", "kl_adaptive", "tr_ppo"])
+def test_masked_samples_are_learned_from_as_if_the_others_were_not_there(objective):
+    # Four actions of which the last is ruled out everywhere, and a policy of three with the same weights.
+    four, three = make(CategoricalFamily(4), objective), make(CategoricalFamily(3), objective)
+    weights = four.state_dict()["policy"]
+    with torch.no_grad():
+        for name, x in three.parameters.split(three.parameters.flat).items():
+            x.copy_(weights[name][:3] if name.startswith("actor.last") else weights[name])
+    mask = torch.tensor([True, True, True, False]).expand(40, 4)
+    batch = batch_of(four, 40)
+    generator = seeded(4)
+    action = four.family.sample(batch.params_old, generator, mask)
+    old = batch.params_old + 0.3 * torch.randn(40, 4, generator=generator)
+    logp_old = four.family.build(old, mask).log_prob(action)
+    batch = batch._replace(action=action, params_old=old, logp_old=logp_old, action_mask=mask)
+    without = batch._replace(params_old=old[:, :3], action_mask=None)
+    losses = (it.loss(it.policy(b.obs), b)._asdict() for it, b in ((four, batch), (three, without)))
+    equal(*losses)
+    before = (kl_before(it.policy, it.family, b) for it, b in ((four, batch), (three, without)))
+    torch.testing.assert_close(*before)
+    equal(*(measure(it.policy, it.family, it.objective, b) for it, b in ((four, batch), (three, without))))
+    equal(*(it.update(b, 0.0) for it, b in ((four, batch), (three, without))))
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(x, other[name], rtol=1e-4, atol=1e-6, msg=name)
