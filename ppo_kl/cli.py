@@ -39,7 +39,8 @@ Which settings to start from (files, or names of shipped ones):
   --runtime NAME    cpu, cuda, or a file
   --objective.surrogate.kind, --objective.penalty.kind, --objective.controller.kind KIND
                     another part in the objective's place, as k3 or pi, with its defaults
-  --plugin MODULE   import this first, once or more: it may register objectives of its own
+  --plugin MODULE   import this first, once or more: it may register objectives, or hold the environment or the network
+                    that a run to --resume was made with
   --resume RUN      go on with a run where it stopped
   --quiet           print nothing
 
@@ -162,7 +163,7 @@ def evaluate(
         episodes: how many.
         stochastic: draw actions from the policy instead of taking the most likely ones.
         device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
-        plugin: modules to import first, for an agent whose objective is not one of ours.
+        plugin: modules to import first, for an agent whose objective, environment or network is not one of ours.
     """
     import_modules(plugin, "--plugin")
     from ppo_kl.training.agent import Agent

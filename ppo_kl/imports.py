@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,8 +49,10 @@ def import_modules(modules: Iterable[str], asked: str) -> None:
         except PPOKLError:
             raise
         except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            at = "" if isinstance(error, ModuleNotFoundError | SyntaxError) else f" ({last.filename}:{last.lineno})"
             raise ConfigError(
-                f"{asked} {module}: cannot be imported: {type(error).__name__}: {error}; name a module as in `import "
+                f"{asked} {module}: cannot be imported: {type(error).__name__}: {error}{at}; name a module as in `import "
                 f"{module}`, in {os.getcwd()} or installed"
             ) from error
 

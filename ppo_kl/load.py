@@ -422,4 +422,7 @@ def _with_entry(entries: dict[str, Any], key: str, value: Any, prefix: str) -> d
     name, inside = match["name"], match["inside"]
     if inside is None:
         return {**entries, name: value}
-    return {**entries, name: {**entries.get(name, {}), inside: value}}
+    below = entries.get(name, {})
+    if not isinstance(below, dict):
+        raise ConfigError(f"{prefix}{key}={value!r}: {prefix}{name} is {below!r}, not a group")
+    return {**entries, name: {**below, inside: value}}

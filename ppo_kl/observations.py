@@ -103,7 +103,7 @@ def _image_scale(space: Any) -> float | None:
     """The largest value of an image: bytes of two dimensions or more, or floats of three from 0 to 1 or to 255."""
     dims = len(space.shape)
     if space.dtype == np.uint8:
-        return 255.0 if dims >= 2 else None
+        return float(max(space.high.max(initial=1), 1)) if dims >= 2 else None
     if dims < 3 or not np.issubdtype(space.dtype, np.floating) or (space.low != 0).any():
         return None
     return next((high for high in (1.0, 255.0) if (space.high == high).all()), None)

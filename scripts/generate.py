@@ -37,6 +37,7 @@ MUJOCO = {
     "inverted_double_pendulum": "InvertedDoublePendulum-v5",
 }
 """Environment id by the name of its file in configs/env."""
+ENVIRONMENT_RUNS = ROOT / "docs" / "results" / "environments.json"
 KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
 
 
@@ -55,6 +56,7 @@ def generated() -> dict[Path, str]:
     for section, content in (
         ("objectives", objectives_as_markdown()),
         ("preset runs", runs_as_markdown()),
+        ("environment runs", environments_as_markdown()),
         ("metrics", glossary.as_markdown()),
     ):
         text = with_section(text, section, content)
@@ -115,6 +117,19 @@ def runs_as_markdown() -> str:
         rows.append(_row(cells))
     made = f"Made by commit {results['commit']}, torch {results['torch']}."
     return "\n".join([*rows, "", made])
+
+
+def environments_as_markdown() -> str:
+    """The table of tuned files, from the recorded runs: each seed's return, and the KL of an update."""
+    rows = [_row(("`--env`", "steps", "`kl_adaptive`", "KL", "`clip`", "KL")), "|---|---|---|---|---|---|"]
+    for name, runs in json.loads(ENVIRONMENT_RUNS.read_text()).items():
+        cells = [f"`{name}`", f"{runs['steps']:,}"]
+        for objective in ("kl_adaptive", "clip"):
+            seeds = [run for _, run in sorted(runs[objective].items())]
+            cells.append(" ".join(f"{run['return']:.0f}" for run in seeds).replace("-", "−"))
+            cells.append(f"{statistics.median(run['kl_median'] for run in seeds):.4f}")
+        rows.append(_row(cells))
+    return "\n".join(rows)
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -113,3 +113,38 @@ class Unmakable(nn.Module):
 
 
 NOT_A_CLASS = 3
+
+
+class Buffered(Plain):
+    """Has a random projection that is not trained."""
+
+    def __init__(self, obs_shape, num_outputs, config):
+        super().__init__(obs_shape, num_outputs, config)
+        self.register_buffer("projection", torch.randn(obs_shape[0], obs_shape[0]))
+
+    def forward(self, obs):
+        return super().forward(obs @ self.projection)
+
+
+class Frozen(Plain):
+    """Half of it is not to be trained."""
+
+    def __init__(self, obs_shape, num_outputs, config):
+        super().__init__(obs_shape, num_outputs, config)
+        self.actor.requires_grad_(False)
+
+
+class Double(Plain):
+    """Computes in float64."""
+
+    def __init__(self, obs_shape, num_outputs, config):
+        super().__init__(obs_shape, num_outputs, config)
+        self.double()
+
+
+class DropoutOfValue(Plain):
+    """Another value each time."""
+
+    def forward(self, obs):
+        out, _ = super().forward(obs)
+        return out, self.critic(nn.functional.dropout(obs, 0.5, training=True)).squeeze(-1)

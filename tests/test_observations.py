@@ -1,9 +1,9 @@
 """What an observation is made of, in which order, and what is refused."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from shown import NESTED, SHOWN
 from toy_envs import small_agent
 
 from ppo_kl.errors import CheckpointError, ConfigError
@@ -20,15 +20,6 @@ from ppo_kl.observations import (
 )
 from ppo_kl.training.agent import Agent
 
-NESTED = spaces.Dict(
-    {
-        "z": spaces.Box(-1.0, 1.0, (2, 3)),
-        "a": spaces.Tuple((spaces.Discrete(4, start=2), spaces.MultiBinary(2))),
-        "cam": spaces.Box(0, 255, (40, 40, 3), np.uint8),
-        "m": spaces.MultiDiscrete([2, 5], start=[1, 0]),
-    }
-)
-
 
 @pytest.mark.parametrize(
     ("space", "part"),
@@ -43,6 +34,8 @@ NESTED = spaces.Dict(
         (spaces.Discrete(4, start=-3), Part((), "index", (), "int64", (4,), (-3,))),
         (spaces.MultiDiscrete([2, 5], start=[1, 0]), Part((), "index", (2,), "int64", (2, 5), (1, 0))),
         (spaces.Box(0, 255, (84, 84), np.uint8), Part((), "image", (84, 84), "uint8", scale=255.0)),
+        (spaces.Box(0, 10, (7, 7), np.uint8), Part((), "image", (7, 7), "uint8", scale=10.0)),
+        (spaces.Box(0, 1, (7, 7), np.uint8), Part((), "image", (7, 7), "uint8", scale=1.0)),
         (spaces.Box(0, 255, (4, 84, 84), np.uint8), Part((), "image", (4, 84, 84), "uint8", scale=255.0)),
         (spaces.Box(0.0, 1.0, (64, 64, 3)), Part((), "image", (64, 64, 3), "float32", scale=1.0)),
         (spaces.Box(0.0, 255.0, (64, 64, 3)), Part((), "image", (64, 64, 3), "float32", scale=255.0)),
@@ -128,37 +121,6 @@ def test_bounds_are_those_of_a_box_where_it_has_any():
 
 
 # --- an agent that sees them ------------------------------------------------------------------------------------------
-
-
-class Shows(gym.Env):
-    """Sends samples of a space; three steps."""
-
-    def __init__(self, space):
-        self.observation_space, self.action_space = space, spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
-        self.steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        self.steps += 1
-        return self.observation_space.sample(), 1.0, self.steps == 3, False, {}
-
-
-SHOWN = {
-    "Nested": NESTED,
-    "Scalar": spaces.Box(-1.0, 1.0, ()),
-    "Bool": spaces.Box(0, 1, (3,), np.bool_),
-    "Float64": spaces.Box(-1.0, 1.0, (2, 2), np.float64),
-    "Discrete": spaces.Discrete(5, start=5),
-    "MultiBinary": spaces.MultiBinary((2, 2)),
-    "Image": spaces.Box(0, 255, (3, 40, 40), np.uint8),
-    "Tuple": spaces.Tuple((spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2,)))),
-}
-for _name, _space in SHOWN.items():
-    gym.register(f"toy/Shows{_name}-v0", entry_point=Shows, kwargs={"space": _space})
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])

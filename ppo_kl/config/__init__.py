@@ -10,6 +10,7 @@ from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.runtime import RuntimeConfig
 from ppo_kl.config.training import TrainingConfig
+from ppo_kl.errors import ConfigError
 
 __all__ = ["EnvConfig", "ObjectiveConfig", "PolicyConfig", "RuntimeConfig", "TrainConfig", "TrainingConfig"]
 
@@ -29,3 +30,12 @@ class TrainConfig(Settings):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length = self.training.sequence_length
+        if self.policy.memory == "none" and self.policy.module is None and length != TrainingConfig.sequence_length:
+            raise ConfigError(
+                f"training.sequence_length={length!r}: would be ignored: policy.memory is none; choose gru or lstm",
+                "training",
+            )

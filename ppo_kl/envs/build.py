@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from typing import Any
@@ -20,9 +21,23 @@ from ppo_kl.imports import attribute_named, class_named, module_of
 EXTRAS = {"envs.mujoco": "mujoco", "envs.box2d": "box2d", "ale_py": "atari", "moviepy": "video"}
 """What is missing, by a word in the entry point or in the error -> the extra that installs it."""
 
+OURS = {
+    "NormalizeObservation": "env.normalize_obs",
+    "NormalizeReward": "env.normalize_reward",
+    "RecordEpisodeStatistics": "the log's rollout/return_mean and rollout/length_mean",
+}
+"""Wrappers that keep what a checkpoint must hold -> what does it here."""
+_NOT_ITS_ARGUMENTS = re.compile(
+    r"unexpected keyword argument|required (positional|keyword-only) argument|takes .* argument"
+)
 
-def build(config: EnvConfig) -> gym.Env[Any, Any]:
+
+def build(config: EnvConfig, records: bool = True) -> gym.Env[Any, Any]:
     """One environment with its wrappers.
+
+    Args:
+        config: which, and made with what.
+        records: whether RecordVideo has an effect; one of several copies is enough, they would share its files.
 
     Raises:
         ConfigError: there is no such environment or wrapper, what it needs is not installed, or it does not take these
@@ -40,9 +55,15 @@ def build(config: EnvConfig) -> gym.Env[Any, Any]:
                 # Our own checks look at every step, Gymnasium's at the first.
                 env = gym.make(config.id, disable_env_checker=True, **config.kwargs)
         for name, kwargs in config.wrappers.items():
-            env = wrapper_named(name)(env, **kwargs)
+            if records or name != "RecordVideo":
+                env = wrapper_named(name)(env, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
+        if isinstance(error, (ImportError, TypeError)) and not is_of_settings(config, error):
+            raise  # a bug of the environment's, which is told with its traceback
         raise cannot_make(config, error) from error
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), gym.Space):
+            raise ConfigError(f"env.id={config.id!r}: the environment has no {name}; set it in __init__", "id")
     return env
 
 
@@ -71,6 +92,12 @@ def _quiet_mujoco() -> None:
 
 def wrapper_named(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     """A wrapper of Gymnasium's, or one's own by package.module:Class."""
+    if name in OURS:
+        raise ConfigError(
+            f"env.wrappers.{name}: its statistics would be lost with every checkpoint and differ between copies; use "
+            f"{OURS[name]}",
+            "wrappers",
+        )
     if module_of(name):
         return class_named(name, gym.Wrapper, f"env.wrappers.{name}")
     found = getattr(gym.wrappers, name) if name in gym.wrappers.__all__ else None
@@ -81,12 +108,22 @@ def wrapper_named(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     return found
 
 
-def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
-    """The reason as a sentence that says what to install or to change."""
+def is_of_settings(config: EnvConfig, error: Exception) -> bool:
+    """Whether what was asked for is wrong, and not the environment's own code."""
+    if isinstance(error, TypeError):
+        return _NOT_ITS_ARGUMENTS.search(str(error)) is not None
+    return _extra_for(config, error) is not None
+
+
+def _extra_for(config: EnvConfig, error: Exception) -> str | None:
     spec = gym.registry.get(config.id)
     clues = f"{spec.entry_point if spec else ''} {error}".lower()
-    extra = next((name for word, name in EXTRAS.items() if word in clues), None)
-    what = str(error)
+    return next((name for word, name in EXTRAS.items() if word in clues), None)
+
+
+def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
+    """The reason as a sentence that says what to install or to change."""
+    extra, what = _extra_for(config, error), str(error)
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)) and extra is not None:
         what = f"{_install(extra)} ({error})"
     elif isinstance(error, TypeError):

@@ -91,7 +91,9 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         if self._truncates:
             if not (self._finite(obs) and abs(reward) <= LARGEST):
                 kept = reward if abs(reward) <= LARGEST else 0.0
-                return self._last, kept, False, True, {"nonfinite": True}
+                # Over for good, and only the last observation is bad: nothing is bootstrapped from it anyway.
+                over = terminated and kept == reward
+                return self._last, kept, over, not over, {"nonfinite": True}
             self._last = obs = _copy(obs)
         elif terminated or truncated:
             obs = _copy(obs)

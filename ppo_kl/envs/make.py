@@ -45,7 +45,7 @@ class _MakeEnv:
                 importlib.import_module(module)
         truncates = self.config.nonfinite == "truncate"
         try:
-            env = build(self.config)
+            env = build(self.config, records=self.index % EVALUATION == 0)
         except PPOKLError:
             raise
         except Exception as error:
@@ -89,7 +89,9 @@ def make_vector_env(
         made = Environments(_native(config), seeds)
     else:
         for name in filter(module_of, (config.id, *config.wrappers)):
-            attribute_named(name, "env")  # refused here, before a process begins
+            attribute_named(
+                name, "env.id" if name == config.id else "env.wrappers"
+            )  # refused here, before a process begins
         makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
         if config.vectorization == "async":
             made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id))

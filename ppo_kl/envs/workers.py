@@ -34,7 +34,7 @@ GRACE = 1.0
 """Seconds that workers have to close their environments before they are killed."""
 
 _AFTER = "All workers were closed and no update was made with what was sent last; what was saved before stays."
-_GO_ON = "then go on from the last checkpoint with --resume."
+_GO_ON = "then go on from the last checkpoint with --resume, or begin a new run where a setting has to change."
 
 Maker: TypeAlias = Callable[[], gym.Env[Any, Any]]
 Pipe: TypeAlias = "Connection[Any, Any]"  # generic for type checkers alone

@@ -119,6 +119,11 @@ def _require_contract(policy: CustomPolicy, parts: tuple[Part, ...], name: str) 
             f"policy.module={name!r}: {what}; see docs/policies.md for what is asked of a network", "module"
         )
 
+    for parameter, x in policy.module.named_parameters():
+        if x.dtype != torch.float32:
+            raise refuse(f"parameter {parameter} has dtype {x.dtype}, expected torch.float32")
+        if not x.requires_grad:
+            raise refuse(f"parameter {parameter} requires no gradient, but all are trained; make it a buffer")
     generator = torch.Generator().manual_seed(0)
     obs = by_part(parts, lambda part: _noise(part, generator))
     state = _initial_state(policy, refuse)
@@ -147,12 +152,12 @@ def _require_contract(policy: CustomPolicy, parts: tuple[Part, ...], name: str) 
             raise refuse(f"{what} of {ROWS} observations has shape {found}, expected {shape}")
         if not x.isfinite().all():
             raise refuse(f"{what} is not finite on noise")
-    if not torch.equal(answers(obs, state)[0], answer[0]):
+    if not all(torch.equal(x, y) for x, y in zip(answers(obs, state)[:2], answer[:2], strict=True)):
         raise refuse(
             "the same observations are answered differently twice (dropout?), so that π_old would not be known"
         )
-    alone = answers(over_parts(lambda x: x[:1], obs), tuple(x[:1] for x in state))[0]
-    if not torch.allclose(alone[0], answer[0][0], atol=1e-4):
+    alone = answers(over_parts(lambda x: x[:1], obs), tuple(x[:1] for x in state))
+    if not all(torch.allclose(x[0], y[0], atol=1e-4) for x, y in zip(alone[:2], answer[:2], strict=True)):
         raise refuse("an observation is answered differently beside others (batch normalisation?)")
 
 

@@ -95,10 +95,11 @@ class ImageEncoder(nn.Module):
         channels, height, width = math.prod(sizes[:-2]), *sizes[-2:]
         build, smallest, self.num_features = _CNNS[config.image_encoder]
         if min(height, width) < smallest:
+            called = f"observation {part.key!r}" if part.path else "the observation"
             raise ConfigError(
                 f"policy.image_encoder={config.image_encoder!r}: needs images of {smallest} × {smallest} pixels or "
-                f"more, observation {part.key!r} of shape {part.shape} has {height} × {width}; use impala or flat, or "
-                "a wrapper as ResizeObservation",
+                f"more, {called} of shape {part.shape} has {height} × {width}; use impala or flat, or a wrapper as "
+                "ResizeObservation",
                 "image_encoder",
             )
         self.cnn = build(channels, generator)

@@ -85,8 +85,8 @@ class Memory(nn.Module):
         # torch's own modules keep a list of their weights, which functional_call does not reach.
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
         before = [x[None].contiguous() for x in state]
-        # Has biases, layers, dropout, train, bidirectional, batch first.
-        options: tuple[Any, ...] = (True, 1, 0.0, False, False, True)
+        # Has biases, layers, dropout, train (else cuDNN refuses to go backward), bidirectional, batch first.
+        options: tuple[Any, ...] = (True, 1, 0.0, True, False, True)
         if self.kind == "gru":
             out, last = torch.gru(features, before[0], weights, *options)
             return out, (last[0],)

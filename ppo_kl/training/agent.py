@@ -89,6 +89,7 @@ class Agent:
         training, env = config.training, config.env
         self.policy = make_policy(self.parts, self.family, config.policy, self._generator("initialisation"))
         self.policy.to(self.device)
+        self.recurrent = bool(self.policy.initial_state(1))
         self.objective = Objective(config.objective, num_action_dims=self.family.num_action_dims).to(self.device)
         self.learner = Learner(
             self.policy,
@@ -233,16 +234,24 @@ class Agent:
         kept = by_part(self.parts, lambda part: (obs[part.key] if part.path else obs).astype(part.dtype))
         seen = self.obs_normalizer(over_parts(lambda x: torch.as_tensor(x, device=self.device), kept))
         state, starts = ((), None) if memory is None else (memory.state, memory.starts)
-        if memory is None and self.config.policy.memory != "none":
+        if memory is None and self.recurrent:
             raise ValueError(
                 "act: this agent is recurrent; make a memory by agent.new_memory() and give it with every obs"
             )
+        batch = len(each_part(seen)[0][1])
+        if memory is not None and self.recurrent and len(memory.starts) != batch:
+            raise ValueError(f"act: the memory is of {len(memory.starts)} streams, obs of {batch}; see new_memory")
         params, state = self.policy.act(seen, state, starts)
         if memory is not None:
             memory.state, memory.starts = state, torch.zeros_like(memory.starts)
         mask = None
         if action_mask is not None:
-            mask = torch.as_tensor(np.asarray(action_mask, bool), device=self.device).reshape(len(params), -1)
+            mask = torch.as_tensor(np.atleast_2d(np.asarray(action_mask, bool)), device=self.device)
+            expected = (batch, self.family.num_mask)
+            if mask.shape != expected or not mask.any(-1).all():
+                raise ValueError(
+                    f"act: action_mask {mask.tolist()}: expected shape {expected}, and no row without action"
+                )
         if deterministic:
             action = self.family.mode(params, mask)
         elif generator is None:

@@ -87,7 +87,7 @@ def _bad(part: Part, x: Array) -> Array:
 
 
 def _fault(what: str, step: int, *, truncatable: bool) -> EnvDataError:
-    instead = "; env.nonfinite=truncate cuts the episode instead" if truncatable else ""
+    instead = "; a new run with env.nonfinite=truncate cuts the episode instead" if truncatable else ""
     return EnvDataError(
         f"{what} at step {step} of this rollout; no update was made with it, weights and checkpoints are as before; "
         f"mend the environment, then go on with --resume where a checkpoint was saved{instead}"

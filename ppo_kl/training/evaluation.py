@@ -9,6 +9,7 @@ import numpy as np
 
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.observations import Array
+from ppo_kl.training.data_check import DataCheck
 
 
 class Evaluation(NamedTuple):
@@ -38,16 +39,24 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
             begins, `[N]` bool -> actions as the environments take them.
         envs: N environments; closed by the caller.
         episodes: how many.
+
+    Raises:
+        EnvDataError: an environment sent something that nobody can act on, or a return that is no number.
+        EnvWorkerError: an environment failed.
     """
     N = envs.num_envs
     wanted = np.full(N, episodes // N)
     wanted[: episodes % N] += 1
     done_so_far, returns, lengths = np.zeros(N, int), np.zeros(N), np.zeros(N, int)
     result = Evaluation([], [])
-    obs, starts = envs.reset(), np.ones(N, bool)
+    obs, starts, check, steps = envs.reset(), np.ones(N, bool), DataCheck(envs), 0
+    check.observations(obs, steps)
     while (done_so_far < wanted).any():
         step = envs.step(act(obs, envs.action_mask, starts))
         obs, starts = step.obs, step.begun
+        check.rewards(step.reward, steps)
+        steps += 1
+        check.observations(obs, steps)
         returns += np.where(step.valid, step.reward, 0.0)
         lengths += step.valid
         for i in np.flatnonzero(step.over):

@@ -232,8 +232,14 @@ class Learner:
             "adam_steps": self.adam_steps.cpu().clone(),
             "lr": self._lr.cpu().clone(),
             "skipped_in_a_row": self.skipped_in_a_row.cpu().clone(),
+            "buffers": {name: x.detach().cpu().clone() for name, x in self._buffers().items()},
             "generator": self.generator.get_state(),
         }
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What the policy saves beside its parameters: of use to networks of the user's."""
+        parameters = set(self.parameters.names)
+        return {name: x for name, x in self._module.state_dict().items() if name not in parameters}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -250,6 +256,10 @@ class Learner:
             "lr": (self._lr, state["lr"]),
             "skipped_in_a_row": (self.skipped_in_a_row, state["skipped_in_a_row"]),
         }
+        buffers = self._buffers()
+        if buffers.keys() != state["buffers"].keys():
+            raise CheckpointError(f"buffers {sorted(state['buffers'])}, expected {sorted(buffers)}")
+        new |= {name: (old, state["buffers"][name]) for name, old in buffers.items()}
         for name, (old, value) in new.items():
             if old.shape != value.shape:
                 raise CheckpointError(f"{name}: shape {tuple(value.shape)}, expected {tuple(old.shape)}")

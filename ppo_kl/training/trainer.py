@@ -26,6 +26,7 @@ from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
 from ppo_kl.errors import CheckpointError, OutputError, PPOKLError
+from ppo_kl.imports import modules_in
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, all_go_on
@@ -126,7 +127,8 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
             if stop.signal:
                 exit_status = 128 + stop.signal
                 console.say(f"Stopped by {stop.signal.name} at step {agent.steps:,}, saved. Go on with:")
-                console.say(f"ppo-kl train --resume {shlex.quote(str(folder))}")
+                plugins = "".join(f" --plugin {module}" for module in modules_in(config))
+                console.say(f"ppo-kl train --resume {shlex.quote(str(folder))}{plugins}")
             else:
                 exit_status, result = 0, _result(agent, folder, time.perf_counter() - begin)
                 console.say(_how_it_ended(result))

@@ -13,7 +13,7 @@ import torch
 from faulty_envs import Masked, agent_in, mask_of
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from toy_envs import SEED
+from toy_envs import SEED, small_agent
 
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.action_mask import allows_something, flat_mask, head_sizes
@@ -319,3 +319,21 @@ def test_the_fixture_rules_out_something_and_never_everything():
     assert masks.any(1).all()
     assert mask_of(obs * np.float32([1, 0]), [3]).all()
     assert Masked([3, 4]).action_space == spaces.MultiDiscrete([3, 4])
+
+
+# --- acting -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_acts_by_itself_keeps_to_the_mask_it_is_given():
+    agent = small_agent()
+    for allowed in (0, 1):
+        mask = [k == allowed for k in range(2)]
+        assert agent.act(np.zeros(4), action_mask=mask) == allowed
+        drawn = agent.act(np.zeros((50, 4)), action_mask=[mask] * 50, deterministic=False)
+        assert (drawn == allowed).all()
+
+
+@pytest.mark.parametrize("mask", [[0, 0], [1], [1, 1, 1], [[1, 0], [0, 1]]])
+def test_a_mask_of_another_shape_or_without_an_action_is_refused(mask):
+    with pytest.raises(ValueError, match=r"action_mask .*expected shape \(1, 2\)"):
+        small_agent().act(np.zeros(4), action_mask=mask)

@@ -20,7 +20,7 @@ from ppo_kl.cli import main
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.build import EXTRAS
 from ppo_kl.envs.make import make_vector_env
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, EnvWorkerError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 
 BOTH = pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -439,3 +439,37 @@ def test_copies_in_processes_with_different_spaces_are_refused_with_which_and_wh
             make_vector_env(EnvConfig("build/Counted-v0", num_envs=2, vectorization="async"), SEED)
     finally:
         del gym.registry["build/Counted-v0"]
+
+
+# --- bugs of an environment's own -------------------------------------------------------------------------------------
+
+
+class NoSpaces(gym.Env):
+    """Forgot its spaces."""
+
+
+class Buggy(gym.Env):
+    """A bug in its constructor."""
+
+    def __init__(self, what="TypeError"):
+        if what == "TypeError":
+            len(3)
+        import not_there_at_all  # noqa: F401
+
+
+def test_an_environment_without_spaces_is_refused_naming_what_it_lacks():
+    with pytest.raises(ConfigError, match="has no observation_space"):
+        make_vector_env(EnvConfig(id=f"{__name__}:NoSpaces"), 0)
+
+
+@pytest.mark.parametrize(("what", "text"), [("TypeError", "has no len"), ("ImportError", "not_there_at_all")])
+def test_a_bug_in_its_constructor_is_told_with_its_traceback(what, text):
+    with pytest.raises(EnvWorkerError, match=rf"could not be made: .*{text}") as error:
+        make_vector_env(EnvConfig(id=f"{__name__}:Buggy", kwargs={"what": what}), 0)
+    assert "test_build.py" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["NormalizeObservation", "NormalizeReward", "RecordEpisodeStatistics"])
+def test_wrappers_whose_memory_a_checkpoint_would_lose_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"env\.wrappers\.{name}: .*; use "):
+        make_vector_env(EnvConfig(wrappers={name: {}}), 0)

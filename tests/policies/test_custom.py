@@ -4,12 +4,13 @@ import my_nets  # noqa: F401
 import numpy as np
 import perception  # noqa: F401
 import pytest
+import shown  # noqa: F401
 import torch
 from every_family import BOXES, EVERY_FAMILY, vector
 from toy_envs import small_agent
 
 from ppo_kl.config.policy import PolicyConfig
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import CheckpointError, ConfigError
 from ppo_kl.policies.custom import CustomPolicy, make_policy
 from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training.agent import Agent
@@ -81,11 +82,26 @@ def test_an_agent_learns_with_it_and_comes_back_from_its_checkpoint(tmp_path, en
     again = Agent.load(tmp_path / "agent.pt")
     assert again.evaluate(2).returns == agent.evaluate(2).returns
     again.iterate()
+    if name == "Recurrent":
+        with pytest.raises(ValueError, match="new_memory"):
+            agent.act(np.zeros(2, np.float32))
+        assert agent.act(np.zeros(2, np.float32), memory=agent.new_memory()) in (0, 1)
+
+
+def test_its_buffers_come_back_from_a_checkpoint(tmp_path):
+    agent = small_agent(policy__module="my_nets:Buffered")
+    torch.nn.init.normal_(agent.policy.module.projection, generator=torch.Generator().manual_seed(5))
+    agent.iterate()
+    agent.save(tmp_path / "agent.pt")
+    again = Agent.load(tmp_path / "agent.pt")
+    assert torch.equal(again.policy.module.projection, agent.policy.module.projection)
+    assert torch.equal(again.policy(OBS).params, agent.policy(OBS).params)
+    other = small_agent(policy__module="my_nets:Plain")
+    with pytest.raises(CheckpointError, match="nothing was loaded"):
+        other.load_state_dict(agent.state_dict())
 
 
 def test_it_sees_the_parts_of_an_observation_by_name():
-    import test_observations  # noqa: F401  registers the environment
-
     agent = small_agent("ShowsTuple", policy__module="my_nets:Parts")
     assert all(np.isfinite(value) for value in agent.iterate().values())
 
@@ -112,7 +128,10 @@ def test_it_is_slow_to_forget():
         ("Bare", r"expected a tuple \(outputs, value\)"),
         ("Forgetful", r"expected a tuple \(outputs, value, state\)"),
         ("Dropout", "differently twice"),
+        ("DropoutOfValue", "differently twice"),
         ("Batch", "differently beside others"),
+        ("Frozen", r"parameter actor\.weight requires no gradient"),
+        ("Double", r"parameter actor\.weight has dtype torch\.float64"),
         ("Infinite", "not finite"),
         ("Raises", "RuntimeError: no such layer"),
         ("Unmakable", r"raised TypeError.*num_outputs|raised TypeError.*positional"),

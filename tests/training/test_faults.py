@@ -27,6 +27,7 @@ from ppo_kl.observations import each_part, over_parts
 from ppo_kl.training.advantages import gae
 from ppo_kl.training.agent import Agent
 from ppo_kl.training.collector import Collector
+from ppo_kl.training.evaluation import evaluate
 
 STEPS = 16
 BOTH = pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -484,3 +485,48 @@ def test_an_index_outside_of_its_space_is_refused_before_anybody_acts_on_it(name
         agent.iterate()
     agent.close()
     assert "nonfinite" not in str(e.value)
+
+
+# --- only the last observation is bad, and evaluation -----------------------------------------------------------------
+
+
+class BadEnd(gym.Env):
+    """Ends for good after three steps, with an observation that is not finite."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = spaces.Box(0.0, 1.0, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == 3
+        return np.full(1, np.nan if over else 1.0, np.float32), 1.0, over, False, {}
+
+
+gym.register("toy/BadEnd-v0", entry_point=BadEnd)
+
+
+def test_an_episode_that_is_over_for_good_stays_so_where_only_its_last_observation_is_bad():
+    agent = small_agent("BadEnd", env__nonfinite="truncate")
+    rollout, episodes = agent._collector.collect(agent.policy)
+    assert rollout.terminated.sum() == 10  # 16 steps of 2 environments, each third step
+    assert not rollout.truncated.any()
+    assert set(episodes.returns) == {3.0}
+
+
+@pytest.mark.parametrize("name", ["Misnumbered", "Faulty_reward_nan", "Faulty_obs_inf"])
+def test_evaluation_refuses_what_training_does(name):
+    config = {"env.num_envs": 1} if name == "Misnumbered" else {}
+    agent = small_agent(name, **{key.replace(".", "__"): value for key, value in config.items()})
+    if name == "Misnumbered":
+        with pytest.raises(EnvDataError, match="is 8, outside of its space"):
+            agent.evaluate(1)
+        return
+    envs = make_vector_env(agent.config.env, SEED)
+    with pytest.raises(EnvDataError, match="of environment 1 is"):
+        evaluate(lambda obs, *_: np.zeros(len(obs), np.int64), envs, 20)
+    envs.close()

@@ -9,6 +9,7 @@ from toy_envs import SEED, env_config, small_agent, without_times
 from ppo_kl.batch import flatten
 from ppo_kl.diagnostics.measure import measure
 from ppo_kl.envs.make import make_vector_env
+from ppo_kl.errors import ConfigError
 from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.training.agent import Agent
 from ppo_kl.training.collector import Collector
@@ -170,3 +171,25 @@ def test_acting_needs_a_memory_and_moves_it():
     memory.begin()
     agent.act(obs, memory=memory)
     assert torch.equal(memory.state[0], once[0])
+
+
+def test_a_memory_is_of_as_many_streams_as_there_are_observations():
+    agent = remembering("CartPole-v1")
+    for obs, streams in ((np.ones((3, 4), np.float32), 1), (np.ones(4, np.float32), 3)):
+        with pytest.raises(ValueError, match=f"memory is of {streams} streams"):
+            agent.act(obs, memory=agent.new_memory(streams))
+    assert agent.act(np.ones((3, 4), np.float32), memory=agent.new_memory(3)).shape == (3,)
+
+
+def test_a_length_of_sequences_has_no_place_without_a_memory():
+    with pytest.raises(ConfigError, match="sequence_length=5: would be ignored"):
+        small_agent(training__sequence_length=5)
+
+
+def test_cudnn_is_asked_to_train(monkeypatch):
+    # In its other mode it refuses to go backward; the CPU does not care.
+    asked = []
+    gru = torch.gru
+    monkeypatch.setattr(torch, "gru", lambda x, h, w, *options: asked.append(options[3]) or gru(x, h, w, *options))
+    remembering("CartPole-v1").iterate()
+    assert set(asked) == {True}
