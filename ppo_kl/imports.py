@@ -52,8 +52,8 @@ def import_modules(modules: Iterable[str], asked: str) -> None:
             last = traceback.extract_tb(error.__traceback__)[-1]
             at = "" if isinstance(error, ModuleNotFoundError | SyntaxError) else f" ({last.filename}:{last.lineno})"
             raise ConfigError(
-                f"{asked} {module}: cannot be imported: {type(error).__name__}: {error}{at}; name a module as in `import "
-                f"{module}`, in {os.getcwd()} or installed"
+                f"{asked} {module}: cannot be imported: {type(error).__name__}: {error}{at}; name a module as in "
+                f"`import {module}`, in {os.getcwd()} or installed"
             ) from error
 
 
