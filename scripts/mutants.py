@@ -220,8 +220,8 @@ MUTANTS = (
     Mutant(
         "an episode that is cut keeps what is not finite",
         "ppo_kl/envs/guard.py",
-        "return self._last, kept, False, True",
-        "return obs, kept, False, True",
+        "return self._last, kept, over, not over",
+        "return obs, kept, over, not over",
         "tests/training/test_faults.py",
     ),
     Mutant(

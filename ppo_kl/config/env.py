@@ -17,9 +17,9 @@ class EnvConfig(Settings):
 
     id: str = "CartPole-v1"
     """Gymnasium's id; or package.module:Id, an id that the module registers or an Env class in it."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     """What the environment is made with, as --env.kwargs.gravity 1.6."""
-    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     """Wrappers, innermost first: a name in gymnasium.wrappers or package.module:Class, and what each is made with, as
     --env.wrappers.FrameStackObservation.stack_size 4."""
     num_envs: int = setting(8, at_least=1)
