@@ -70,9 +70,15 @@ def test_later_layers_win_and_a_part_of_another_kind_replaces_the_whole_part(tmp
 
 def test_a_gymnasium_id_finds_its_tuned_file_and_any_other_id_gets_the_defaults():
     assert load_config(env="CartPole-v1") == load_config(env="cartpole")
-    other = load_config(env="MountainCarContinuous-v0")
-    assert other.env.id == "MountainCarContinuous-v0"
+    other = load_config(env="MountainCar-v0")
+    assert other.env.id == "MountainCar-v0"
     assert other.training == TrainConfig().training
+
+
+def test_an_id_with_other_kwargs_keeps_the_files_settings_beside_them():
+    config = load_config(env="lunarlander", overrides={"env.kwargs.continuous": True})
+    assert config.env.kwargs == {"continuous": True}
+    assert config.training == load_config(env="lunarlander").training
 
 
 def test_an_objective_may_be_given_as_a_value():
