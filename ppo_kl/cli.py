@@ -40,7 +40,7 @@ Which settings to start from (files, or names of shipped ones):
   --objective.surrogate.kind, --objective.penalty.kind, --objective.controller.kind KIND
                     another part in the objective's place, as k3 or pi, with its defaults
   --plugin MODULE   import this first, once or more: it may register objectives, or hold the environment or the network
-                    that a run to --resume was made with
+                    that a run was made with, for --resume
   --resume RUN      go on with a run where it stopped
   --quiet           print nothing
 
