@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -157,6 +156,11 @@ def read(parts: tuple[Part, ...], obs: Any) -> Any:
     return by_part(parts, lambda part: part.pick(obs))
 
 
+def stored(parts: tuple[Part, ...], obs: Any) -> Any:
+    """Observations by part, in the dtypes in which they are kept."""
+    return over_parts(lambda x, part: x.astype(part.dtype), obs, by_part(parts, lambda part: part))
+
+
 # --- what may be in it ------------------------------------------------------------------------------------------------
 
 
@@ -173,11 +177,6 @@ def bounds_of(part: Part, space: spaces.Space[Any]) -> tuple[Array, Array] | Non
         return None
     low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     return None if np.isneginf(low).all() and np.isposinf(high).all() else (low, high)
-
-
-def num_values(part: Part) -> int:
-    """How many numbers a part has in one observation."""
-    return math.prod(part.shape)
 
 
 def describe_parts(parts: tuple[Part, ...]) -> list[dict[str, Any]]:

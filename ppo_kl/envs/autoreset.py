@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_kl.envs.action_mask import allows_something, head_sizes
-from ppo_kl.envs.atari import WholeGames
 from ppo_kl.errors import ConfigError, EnvDataError
 from ppo_kl.observations import Array, over_parts, parts_of, read
 
@@ -50,13 +48,13 @@ class Environments:
 
     Args:
         env: a Gymnasium vector environment that declares its autoreset mode.
-        reset_seeds: of the first reset, one for each environment; none where every one seeds its own episodes.
+        reset_seed: given to the first reset; none where every environment seeds its own episodes.
 
     Raises:
         ConfigError: the environment does not say how it resets.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], reset_seeds: Sequence[int] = ()) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], reset_seed: Any = None) -> None:
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise ConfigError(
@@ -72,7 +70,7 @@ class Environments:
         self.action_mask: Array | None = None
         self._choices = head_sizes(self.action_space)
         self.episodes_begun = np.zeros(self.num_envs, np.int64)
-        self._reset_seed = _as_one(env, reset_seeds)
+        self._reset_seed = reset_seed
         self._only_resets = np.zeros(self.num_envs, bool)
         self.steps_done = 0
 
@@ -86,16 +84,17 @@ class Environments:
 
     def step(self, action: Any) -> Step:
         """Step every environment; `action` is `[N, ...]`, or a dict or tuple of such, as the action space has it."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        sent, reward, terminated, truncated, info = self.env.step(action)
         self.steps_done += 1
-        sent, reward = obs, np.array(reward, np.float64)
-        obs = self._copied(sent)
+        obs, reward = self._copied(sent), np.array(reward, np.float64)
         terminated = np.array(terminated, bool)
         truncated = np.array(truncated, bool) & ~terminated
         valid = ~self._only_resets
         done = (terminated | truncated) & valid
         ended = np.flatnonzero(done)
         begun = done
+        # Only with SAME_STEP does the mask of an episode that ended belong to the next one.
+        self.action_mask = self._mask_in(info, unused=done & (self.mode is not AutoresetMode.SAME_STEP))
         if self.mode is AutoresetMode.SAME_STEP:
             final_obs = {int(i): self._copied(info["final_obs"][i]) for i in ended}
         else:
@@ -105,12 +104,8 @@ class Environments:
         elif self.mode is AutoresetMode.DISABLED and len(ended):
             sent, at_reset = self.env.reset(options={"reset_mask": done})
             obs = self._copied(sent)
-            reset_masks = self._mask_in(at_reset, unused=~done)
+            self.action_mask = _both(self.action_mask, self._mask_in(at_reset, unused=~done))
         self.episodes_begun += begun
-        # An episode's last observation is not acted on where the next one has not begun yet.
-        self.action_mask = self._mask_in(info, unused=done & ~begun)
-        if self.mode is AutoresetMode.DISABLED and len(ended):
-            self.action_mask = _rows_of(done, reset_masks, self.action_mask)
         cut = info.get("final_info", info).get("nonfinite", np.zeros(0))
         return Step(
             obs,
@@ -155,15 +150,8 @@ class Environments:
             self.env.close()
 
 
-def _as_one(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> Any:
-    """What a vector environment's reset takes: nothing, or one seed; Atari's takes one for each game, of 31 bits."""
-    if not seeds:
-        return None
-    return np.array([seed % 2**31 for seed in seeds]) if isinstance(env, WholeGames) else seeds[0]
-
-
-def _rows_of(where: Array, first: Array | None, other: Array | None) -> Array | None:
-    """The rows of `first` in the places `where`, else those of `other`; none allows everything."""
+def _both(first: Array | None, other: Array | None) -> Array | None:
+    """What both masks allow; none allows everything."""
     if first is None or other is None:
         return first if other is None else other
-    return np.where(where[:, None], first, other)
+    return np.asarray(first & other)

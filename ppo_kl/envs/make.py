@@ -14,7 +14,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
-from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
+from ppo_kl.envs.atari import WholeGames, atari_kwargs, game_seeds, is_atari
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
@@ -86,12 +86,11 @@ def make_vector_env(
         raise ConfigError(f"num_envs={config.num_envs}: this run was begun with {len(episodes)} environments")
     if config.vectorization == "native":
         seeds = [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-        made = Environments(_native(config), seeds)
+        made = Environments(_native(config), game_seeds(seeds) if is_atari(config.id) else seeds[0])
     else:
+        # Refused here, before a process begins.
         for name in filter(module_of, (config.id, *config.wrappers)):
-            attribute_named(
-                name, "env.id" if name == config.id else "env.wrappers"
-            )  # refused here, before a process begins
+            attribute_named(name, "env.id" if name == config.id else "env.wrappers")
         makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
         if config.vectorization == "async":
             made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id))

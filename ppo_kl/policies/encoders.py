@@ -44,9 +44,7 @@ def encoder_of(part: Part, config: PolicyConfig, generator: torch.Generator) -> 
     """The encoder of one part; it says its `num_features`."""
     if part.kind == "index":
         return OneHot(part)
-    if part.kind == "vector":
-        return Flat(part)
-    if config.image_encoder == "flat":
+    if part.kind == "vector" or config.image_encoder == "flat":
         return Flat(part)
     return ImageEncoder(part, config, generator)
 

@@ -19,7 +19,7 @@ from ppo_kl.envs.make import EVALUATION, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 from ppo_kl.objectives.objective import Objective
-from ppo_kl.observations import Array, by_part, describe_parts, each_part, from_parts_description, over_parts, read
+from ppo_kl.observations import Array, describe_parts, each_part, from_parts_description, over_parts, read, stored
 from ppo_kl.policies.custom import make_policy
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
 from ppo_kl.policies.spaces import describe, family_of, from_description
@@ -211,16 +211,16 @@ class Agent:
     def _seen(self, obs: Any) -> tuple[Any, bool]:
         """Observations as sent, by part and with a batch axis, and whether it was a single one."""
         try:
-            sent = each_part(read(self.parts, obs))
+            sent = read(self.parts, obs)
         except (KeyError, IndexError, TypeError) as error:
             keys = ", ".join(part.key for part in self.parts)
             raise ValueError(f"act: obs lacks {error}; expected the parts {keys}") from None
-        single = sent[0][1].shape == self.parts[0].shape
-        for part, (key, x) in zip(self.parts, sent, strict=True):
+        single = each_part(sent)[0][1].shape == self.parts[0].shape
+        for part, (key, x) in zip(self.parts, each_part(sent), strict=True):
             if (x.shape if single else x.shape[1:]) != part.shape:
                 called = f"obs {key!r}" if key else "obs"
                 raise ValueError(f"act: {called} has shape {x.shape}, expected {part.shape} or (N, {part.shape})")
-        return over_parts(lambda x: x[None] if single else x, read(self.parts, obs)), single
+        return over_parts(lambda x: x[None] if single else x, sent), single
 
     def _act(
         self,
@@ -231,8 +231,8 @@ class Agent:
         memory: ActingMemory | None,
     ) -> Any:
         """Actions for observations by part, `[N, *obs]`, as the environments take them."""
-        kept = by_part(self.parts, lambda part: (obs[part.key] if part.path else obs).astype(part.dtype))
-        seen = self.obs_normalizer(over_parts(lambda x: torch.as_tensor(x, device=self.device), kept))
+        kept = over_parts(lambda x: torch.as_tensor(x, device=self.device), stored(self.parts, obs))
+        seen = self.obs_normalizer(kept)
         state, starts = ((), None) if memory is None else (memory.state, memory.starts)
         if memory is None and self.recurrent:
             raise ValueError(

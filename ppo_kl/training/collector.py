@@ -12,7 +12,7 @@ from torch import Tensor
 from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.errors import PPOKLError
-from ppo_kl.observations import Array, Obs, Part, by_part, over_parts
+from ppo_kl.observations import Array, Obs, by_part, over_parts, stored
 from ppo_kl.policies.actor_critic import Policy, PolicyOutput, restarted
 from ppo_kl.policies.families import Family
 from ppo_kl.training.data_check import DataCheck
@@ -217,14 +217,10 @@ class Collector:
         cut, N = list(final_obs), self.envs.num_envs
 
         def successors(last: Array, *cut_off: Array) -> Tensor:
-            dtype = np.float32 if last.dtype.kind == "f" else last.dtype
-            stacked = np.concatenate([last, *(x[None] for x in cut_off)])
-            return torch.from_numpy(stacked.astype(dtype)).to(value.device)
+            return torch.from_numpy(np.concatenate([last, *(x[None] for x in cut_off)])).to(value.device)
 
-        obs = by_part(
-            self.envs.parts,
-            lambda part: successors(*(_stored(part, x) for x in (self._obs, *(final_obs[place] for place in cut)))),
-        )
+        followed = (self._obs, *(final_obs[place] for place in cut))
+        obs = over_parts(successors, *(stored(self.envs.parts, x) for x in followed))
         state = tuple(
             torch.cat([now, *(at_end[place][k][None] for place in cut)]) for k, now in enumerate(self._state or ())
         )
@@ -236,10 +232,3 @@ class Collector:
             t, i = torch.tensor(cut, device=value.device).T
             next_value[t, i] = bootstrap[N:]
         return next_value
-
-
-def _stored(part: Part, obs: Any) -> Array:
-    """One part of observations as they are kept."""
-    x = obs[part.key] if part.path else obs
-    stored: Array = x.astype(part.dtype)
-    return stored

@@ -604,8 +604,8 @@ def test_workers_need_not_be_forked(tmp_path, method):
 
 def test_it_serves_the_one_view_of_all_vector_environments():
     makers = [functools.partial(gym.make, "CartPole-v1")] * 2
-    there = Environments(WorkerVectorEnv(makers, timeout=20.0, name="CartPole-v1"), reset_seeds=[7])
-    here = Environments(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), reset_seeds=[7])
+    there = Environments(WorkerVectorEnv(makers, timeout=20.0, name="CartPole-v1"), reset_seed=7)
+    here = Environments(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), reset_seed=7)
     assert equal(there.reset(), here.reset())
     ended = 0
     for _ in range(60):
