@@ -58,7 +58,7 @@ def build(config: EnvConfig, records: bool = True) -> gym.Env[Any, Any]:
             if records or name != "RecordVideo":
                 env = wrapper_named(name)(env, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, (ImportError, TypeError)) and not is_of_settings(config, error):
+        if isinstance(error, (ImportError, TypeError)) and not _is_of_settings(config, error):
             raise  # a bug of the environment's, which is told with its traceback
         raise cannot_make(config, error) from error
     for name in ("observation_space", "action_space"):
@@ -108,7 +108,7 @@ def wrapper_named(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     return found
 
 
-def is_of_settings(config: EnvConfig, error: Exception) -> bool:
+def _is_of_settings(config: EnvConfig, error: Exception) -> bool:
     """Whether what was asked for is wrong, and not the environment's own code."""
     if isinstance(error, TypeError):
         return _NOT_ITS_ARGUMENTS.search(str(error)) is not None
