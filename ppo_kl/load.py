@@ -194,6 +194,8 @@ def _env_layer(env: str) -> Located:
                 return layer
         where = f"--env {env}"
         named = Located({"env": Located({"id": Located(env, where)}, where)}, where)
+        if env.startswith("envpool/"):
+            return _merge(Located({"env": Located({"vectorization": Located("native", where)}, where)}, where), named)
         return _merge(read_yaml(SHIPPED / "env" / "atari.yaml"), named) if env.startswith("ALE/") else named
     try:
         path = _find("env", env, "--env")

@@ -35,7 +35,9 @@ def nearest(name: str, words: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or the list of what there is where nothing is near."""
     known = {word.lower(): word for word in sorted(words)}
     close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" (did you mean {known[close[0]]!r}?)" if close else f" (known: {', '.join(known.values())})"
+    if close:
+        return f" (did you mean {known[close[0]]!r}?)"
+    return f" (known: {', '.join(known.values())})" if len(known) <= 50 else f" ({len(known)} are known)"
 
 
 class Settings:

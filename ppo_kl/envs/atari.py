@@ -6,7 +6,6 @@ logged is the return of whole games, of rewards as the game gives them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +36,6 @@ def atari_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
             "kwargs",
         )
     return DEFAULTS | kwargs
-
-
-def game_seeds(seeds: Sequence[int]) -> Array:
-    """What ale-py's reset takes: a seed for each game, of 31 bits."""
-    return np.array([seed % 2**31 for seed in seeds])
 
 
 class WholeGames(VectorWrapper[Any, Any, Any]):

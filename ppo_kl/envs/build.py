@@ -73,7 +73,7 @@ def prepare(env_id: str) -> None:
         try:
             gym.register_envs(importlib.import_module("ale_py"))
         except ImportError as error:
-            raise ConfigError(f"env.id={env_id!r}: {_install('atari')} ({error})", "id") from error
+            raise ConfigError(f"env.id={env_id!r}: {needs_extra('atari')} ({error})", "id") from error
     spec = gym.registry.get(env_id)
     if (spec is not None and "mujoco" in str(spec.entry_point)) or "mujoco" in sys.modules:
         _quiet_mujoco()
@@ -125,7 +125,7 @@ def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
     """The reason as a sentence that says what to install or to change."""
     extra, what = _extra_for(config, error), str(error)
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)) and extra is not None:
-        what = f"{_install(extra)} ({error})"
+        what = f"{needs_extra(extra)} ({error})"
     elif isinstance(error, TypeError):
         made = {"env.kwargs": config.kwargs, "env.wrappers": config.wrappers}
         what = f"{error}; it was made with {made}"
@@ -134,5 +134,6 @@ def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
     return ConfigError(f"env.id={config.id!r} ({config.vectorization}): {what}", "id")
 
 
-def _install(extra: str) -> str:
+def needs_extra(extra: str) -> str:
+    """What to install, as the end of a sentence about what was asked for."""
     return f'needs what the extra [{extra}] installs: pip install "ppo-kl[{extra}]"'

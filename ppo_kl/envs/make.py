@@ -11,16 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
-from ppo_kl.envs.atari import WholeGames, atari_kwargs, game_seeds, is_atari
+from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
+from ppo_kl.envs.envpool import is_envpool, make_envpool
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
 from ppo_kl.envs.workers import WorkerVectorEnv
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, module_of
+from ppo_kl.observations import Array
 
 EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
@@ -84,9 +87,11 @@ def make_vector_env(
     episodes = list(first_episode) if first_episode is not None else [0] * config.num_envs
     if len(episodes) != config.num_envs:
         raise ConfigError(f"num_envs={config.num_envs}: this run was begun with {len(episodes)} environments")
-    if config.vectorization == "native":
-        seeds = [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-        made = Environments(_native(config), game_seeds(seeds) if is_atari(config.id) else seeds[0])
+    seeds = [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)]
+    if is_envpool(config.id):
+        made = Environments(make_envpool(config, _of_31_bits(seeds)))
+    elif config.vectorization == "native":
+        made = Environments(_native(config), _of_31_bits(seeds) if is_atari(config.id) else seeds[0])
     else:
         # Refused here, before a process begins.
         for name in filter(module_of, (config.id, *config.wrappers)):
@@ -98,6 +103,11 @@ def make_vector_env(
             made = Environments(_sync(makers, autoreset))
     made.episodes_begun[:] = episodes
     return made
+
+
+def _of_31_bits(seeds: list[int]) -> Array:
+    """Seeds for environments written in C++, whose integers are smaller."""
+    return np.array([seed % 2**31 for seed in seeds])
 
 
 def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
