@@ -107,6 +107,7 @@ class Agent:
         self.steps = self.iterations = 0
         self._collector = None
         self._episodes_begun = [0] * env.num_envs
+        self._memory: State = ()
         self.last100: list[float] = []
 
     def _generator(self, stream: str) -> torch.Generator:
@@ -153,6 +154,7 @@ class Agent:
         self.iterations += 1
         self.last100 = [*self.last100, *outcome.episodes.returns][-100:]
         self._episodes_begun = collector.envs.episodes_begun.tolist()
+        self._memory = collector.state
         if outcome.skipped_in_a_row >= self.config.training.max_skipped_steps:
             raise DivergedError(
                 f"loss or gradient was not finite in the last {outcome.skipped_in_a_row} gradient steps "
@@ -302,6 +304,7 @@ class Agent:
             "reward_scaler": _on_cpu(self.reward_scaler.state_dict()),
             "action_generator": self._action_generator.get_state(),
             "episodes_begun": list(self._episodes_begun),
+            "memory": [x.cpu().clone() for x in self._memory],
             "last100": list(self.last100),
         }
 
@@ -334,6 +337,7 @@ class Agent:
         self._action_generator.set_state(state["action_generator"])
         self.steps, self.iterations = state["steps"], state["iterations"]
         self._episodes_begun, self.last100 = list(state["episodes_begun"]), list(state["last100"])
+        self._memory = tuple(x.to(self.device) for x in state["memory"])
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all."""

@@ -102,6 +102,11 @@ class Collector:
         self._starts = np.ones(self.envs.num_envs, bool)
         self._state: State | None = None
 
+    @property
+    def state(self) -> State:
+        """What a recurrent policy remembers of each environment's episode; empty for others."""
+        return self._state or ()
+
     @torch.no_grad()
     def collect(self, policy: Policy) -> tuple[Rollout, EpisodeStats]:
         """A rollout of T steps, and the episodes that ended in it.

@@ -155,6 +155,21 @@ def test_an_agent_comes_back_from_its_checkpoint(tmp_path, memory, trunk):
         assert without_times(again.iterate()) == without_times(agent.iterate())
 
 
+@kinds
+def test_a_checkpoint_holds_what_was_remembered_and_new_episodes_begin_without_it(memory, trunk):
+    agent = remembering("CartPole-v1", memory, trunk)
+    agent.iterate()
+    saved = agent.state_dict()["memory"]
+    remembered = agent._collector.state
+    assert saved
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(saved, remembered, strict=True))
+    again = remembering("CartPole-v1", memory, trunk)
+    again.load_state_dict(agent.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(saved, again.state_dict()["memory"], strict=True))
+    rollout, _ = again._ready_collector().collect(again.policy)
+    assert not any(x[0].any() for x in rollout.state)
+
+
 # --- acting -----------------------------------------------------------------------------------------------------------
 
 
