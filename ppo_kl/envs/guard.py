@@ -18,6 +18,11 @@ LARGEST = float(np.finfo(np.float32).max)
 """Training is done in float32; what is larger is infinite there."""
 
 
+def is_usable(x: Any) -> Any:
+    """Where a number, or those of an array, is finite in float32."""
+    return abs(x) <= LARGEST
+
+
 def episode_seed(seed: int, env: int, episode: int) -> int:
     """The seed of one episode: a function of the run's seed, the environment's index and the episode's number.
 
@@ -89,8 +94,8 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
             terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
         self._check(obs)
         if self._truncates:
-            if not (self._finite(obs) and abs(reward) <= LARGEST):
-                kept = reward if abs(reward) <= LARGEST else 0.0
+            if not (self._finite(obs) and is_usable(reward)):
+                kept = reward if is_usable(reward) else 0.0
                 # Over for good, and only the last observation is bad: nothing is bootstrapped from it anyway.
                 over = terminated and kept == reward
                 return self._last, kept, over, not over, {"nonfinite": True}
@@ -166,7 +171,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _finite(self, obs: Any) -> bool:
         values = (x for _, x in each_part(read(self._parts, obs)))
-        return all(x.dtype.kind != "f" or bool((np.abs(x) <= LARGEST).all()) for x in values)
+        return all(x.dtype.kind != "f" or bool(is_usable(x).all()) for x in values)
 
     def _passed_on(self, info: dict[str, Any]) -> dict[str, Any]:
         mask = info.get("action_mask") if self._has_choices else None

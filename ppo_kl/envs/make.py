@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
 import os
 import signal
 import traceback
@@ -20,9 +20,9 @@ from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.envpool import is_envpool, make_envpool
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
-from ppo_kl.envs.workers import WorkerVectorEnv
+from ppo_kl.envs.workers import WorkerVectorEnv, require_alike
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
-from ppo_kl.imports import attribute_named, module_of
+from ppo_kl.imports import attribute_named, import_modules, module_of
 from ppo_kl.observations import Array
 
 EVALUATION = 1_000_000
@@ -44,8 +44,7 @@ class _MakeEnv:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             # In the parent they are imported, or `build` would have refused; a process that was not forked has not.
-            for module in filter(None, map(module_of, (self.config.id, *self.config.wrappers))):
-                importlib.import_module(module)
+            import_modules(filter(None, map(module_of, (self.config.id, *self.config.wrappers))), "env")
         truncates = self.config.nonfinite == "truncate"
         try:
             env = build(self.config, records=self.index % EVALUATION == 0)
@@ -111,16 +110,15 @@ def _of_31_bits(seeds: list[int]) -> Array:
 
 
 def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
-    envs = [make() for make in makers]
-    first = envs[0].observation_space, envs[0].action_space
-    for i, env in enumerate(envs):
-        if (env.observation_space, env.action_space) != first:
-            raise ConfigError(
-                f"env.id={makers[0].config.id!r}: the copies of an environment must be alike, but number {i} has "
-                f"the spaces {env.observation_space} and {env.action_space}, number 0 has {first[0]} and {first[1]}",
-                "id",
-            )
-    return SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+    with contextlib.ExitStack() as unfinished:
+        envs = []
+        for make in makers:
+            envs.append(make())
+            unfinished.callback(envs[-1].close)
+        require_alike([(env.observation_space, env.action_space) for env in envs], makers[0].config.id)
+        made = SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+        unfinished.pop_all()
+    return made
 
 
 def _itself(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

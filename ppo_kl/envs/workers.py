@@ -40,6 +40,26 @@ Maker: TypeAlias = Callable[[], gym.Env[Any, Any]]
 Pipe: TypeAlias = "Connection[Any, Any]"  # generic for type checkers alone
 
 
+def require_alike(spaces: Sequence[tuple[Any, Any]], name: str) -> None:
+    """Refuse copies of an environment that differ in what they show or take.
+
+    Args:
+        spaces: observation space and action space of each copy.
+        name: the environment's id.
+
+    Raises:
+        ConfigError: one differs from the first.
+    """
+    for number, theirs in enumerate(spaces):
+        for kind, first, other in zip(("observation", "action"), spaces[0], theirs, strict=True):
+            if first != other:
+                raise ConfigError(
+                    f"env.id={name!r}: the copies of an environment must be alike, but number {number} has the {kind} "
+                    f"space {other}, number 0 has {first}; all were closed and nothing was run",
+                    "id",
+                )
+
+
 class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
     """N environments, each in a process of its own, that reset in the step that ends an episode.
 
@@ -67,14 +87,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             for worker, make in enumerate(makers):
                 self._start(worker, make)
             spaces = self._answers("its constructor")
-            for worker, theirs in enumerate(spaces):
-                for kind, first, other in zip(("observation", "action"), spaces[0], theirs, strict=True):
-                    if first != other:
-                        raise ConfigError(
-                            f"env.id={name!r}: the copies of an environment must be alike, but worker {worker} has the "
-                            f"{kind} space {other}, worker 0 has {first}. All workers were closed; nothing was run.",
-                            "id",
-                        )
+            require_alike(spaces, name)
         self.single_observation_space, self.single_action_space = spaces[0]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

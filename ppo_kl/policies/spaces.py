@@ -53,9 +53,13 @@ def family_of(space: spaces.Space[Any], distribution: BoxDistribution = "gaussia
     Raises:
         ConfigError: no family for this space, with the list of those there are.
     """
+    return _family_of(space, _BoxChoice(distribution, rescale))
+
+
+def _family_of(space: spaces.Space[Any], box: _BoxChoice) -> Family:
     for kind, make in _FAMILY_OF.items():
         if isinstance(space, kind):
-            return make(space, _BoxChoice(distribution, rescale))
+            return make(space, box)
     raise ConfigError(f"action space {space}: not supported; supported are {SUPPORTED}")
 
 
@@ -102,7 +106,7 @@ def _joint(space: Any, parts: list[tuple[Any, Any]], box: _BoxChoice) -> Family:
     if not parts:
         raise ConfigError(f"action space {space}: empty")
     try:
-        return JointFamily(tuple((key, family_of(part, box.distribution, rescale=box.rescale)) for key, part in parts))
+        return JointFamily(tuple((key, _family_of(part, box)) for key, part in parts))
     except ConfigError as error:
         raise ConfigError(f"{error} (in action space {space})") from None
 

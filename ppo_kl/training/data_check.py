@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppo_kl.envs.autoreset import Environments
-from ppo_kl.envs.guard import LARGEST
+from ppo_kl.envs.guard import is_usable
 from ppo_kl.errors import EnvDataError, EnvWarning
 from ppo_kl.observations import Array, Part, bounds_of, each_part
 
@@ -41,7 +41,7 @@ class DataCheck:
         Raises:
             EnvDataError: one is not.
         """
-        usable = np.abs(reward) <= LARGEST
+        usable = is_usable(reward)
         if not usable.all():
             i = int(usable.argmin())
             raise _fault(f"reward of environment {i} is {reward[i]}", step, truncatable=True)
@@ -83,7 +83,7 @@ def _require_usable(part: Part, obs: Array, step: int, first_env: int) -> None:
 def _bad(part: Part, x: Array) -> Array:
     if part.kind == "index":
         return np.asarray((x < 0) | (x >= np.array(part.sizes).reshape(part.shape)))
-    return np.asarray(~(np.abs(x) <= LARGEST))
+    return np.asarray(~is_usable(x))
 
 
 def _fault(what: str, step: int, *, truncatable: bool) -> EnvDataError:

@@ -396,13 +396,17 @@ def test_mujocos_notes_appear_neither_on_the_terminal_nor_in_a_file(tmp_path):
 class Grows(Takes):
     """The second copy that is made shows three numbers, or takes three actions."""
 
-    copies = 0
+    copies = open = 0
 
     def __init__(self, what: str) -> None:
         super().__init__()
         Grows.copies += 1
+        Grows.open += 1
         if Grows.copies == 2:
             setattr(self, what, spaces.Box(0.0, 1.0, (3,)) if what == "observation_space" else spaces.Discrete(3))
+
+    def close(self) -> None:
+        Grows.open -= 1
 
 
 @pytest.mark.parametrize(
@@ -414,11 +418,13 @@ class Grows(Takes):
 )
 def test_copies_of_one_environment_with_different_spaces_are_refused_with_which_and_what(what, words, monkeypatch):
     monkeypatch.setattr(Grows, "copies", 0)
+    monkeypatch.setattr(Grows, "open", 0)
     monkeypatch.setitem(gym.registry, "build/Grows-v0", gym.envs.registration.EnvSpec("build/Grows-v0", Grows))
     with pytest.raises(ConfigError) as told:
         make_vector_env(EnvConfig("build/Grows-v0", {"what": what}, num_envs=3), SEED)
     for word in ("env.id='build/Grows-v0'", "must be alike", "number 1 has", "number 0 has", *words):
         assert word in str(told.value)
+    assert Grows.open == 0
 
 
 def test_copies_in_processes_with_different_spaces_are_refused_with_which_and_what(tmp_path):
@@ -435,7 +441,7 @@ def test_copies_in_processes_with_different_spaces_are_refused_with_which_and_wh
 
     gym.register("build/Counted-v0", entry_point=make, disable_env_checker=True)
     try:
-        with pytest.raises(ConfigError, match=r"worker 1 has the action space Discrete\(\d\), worker 0 has Discrete"):
+        with pytest.raises(ConfigError, match=r"number 1 has the action space Discrete\(\d\), number 0 has Discrete"):
             make_vector_env(EnvConfig("build/Counted-v0", num_envs=2, vectorization="async"), SEED)
     finally:
         del gym.registry["build/Counted-v0"]
