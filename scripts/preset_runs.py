@@ -47,14 +47,14 @@ class Watch:
         return True
 
 
-def run(job: tuple[str, str, int]) -> dict[str, float]:
+def run(job: tuple[str, str, int, int]) -> dict[str, float]:
     """One training run: mean return of the last 100 episodes, and the exact KL of its updates."""
-    name, env, seed = job
+    name, env, seed, steps = job
     torch.set_num_threads(1)
     watch = Watch(name)
-    agent = Agent(env, name, seed=seed, overrides={"total_steps": STEPS})
+    agent = Agent(env, name, seed=seed, overrides={"total_steps": steps})
     try:
-        agent.learn(STEPS, callbacks=[watch])
+        agent.learn(steps, callbacks=[watch])
     except ArithmeticError as error:
         raise ArithmeticError(f"{name} on {env}, seed {seed}: {error}") from None
     finally:
@@ -67,6 +67,12 @@ def run(job: tuple[str, str, int]) -> dict[str, float]:
     }
 
 
+def made_by() -> dict[str, str]:
+    """What ran: versions and commit."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {"ppo_kl": __version__, "commit": git.stdout.strip() or "unknown", "torch": str(torch.__version__)}
+
+
 def main() -> None:
     """Run what is asked for, and merge it into what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,23 +80,17 @@ def main() -> None:
     parser.add_argument("--envs", default=",".join(ENVS), help="names, separated by commas")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     chosen = parser.parse_args()
-    jobs = [(name, env, seed) for name in chosen.only.split(",") for env in chosen.envs.split(",") for seed in SEEDS]
+    names, envs = chosen.only.split(","), chosen.envs.split(",")
+    jobs = [(name, env, seed, STEPS) for name in names for env in envs for seed in SEEDS]
     results = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     with ProcessPoolExecutor(chosen.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for (name, env, seed), result in zip(jobs, pool.map(run, jobs), strict=True):
+        for (name, env, seed, _), result in zip(jobs, pool.map(run, jobs), strict=True):
             results.setdefault(name, {}).setdefault(env, {})[str(seed)] = result
             said = f"return {result['return']:8.1f}  KL {result['kl_median']:.4f}"
             print(f"{name:12} {env:9} seed {seed}: {said}", flush=True)
     ordered = {name: results[name] for name in PRESETS if name in results}
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    versions = {
-        "ppo_kl": __version__,
-        "commit": git.stdout.strip() or "unknown",
-        "torch": str(torch.__version__),
-        "steps": STEPS,
-    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({**versions, "runs": ordered}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**made_by(), "steps": STEPS, "runs": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
