@@ -36,6 +36,20 @@ MUTANTS = (
         "tests/training/test_advantages.py",
     ),
     Mutant(
+        "EnvPool's smallest positive number stands for no bound",
+        "ppo_kl/envs/envpool.py",
+        "np.where(space.low == UNBOUNDED, -np.inf, space.low)",
+        "space.low",
+        "tests/envs/test_envpool.py",
+    ),
+    Mutant(
+        "a checkpoint forgets what was remembered",
+        "ppo_kl/training/agent.py",
+        "self._memory = collector.state",
+        "self._memory = ()",
+        "tests/training/test_recurrent.py",
+    ),
+    Mutant(
         "dummy rows count",
         "ppo_kl/envs/autoreset.py",
         "valid = ~self._only_resets",
