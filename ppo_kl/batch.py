@@ -38,7 +38,7 @@ class Rollout(NamedTuple):
     valid: Tensor
     """Which rows are transitions; the step that only resets an environment is not, `[T, N]` bool."""
     action_mask: Tensor | None = None
-    """Which actions the environment allowed, `[T, N, num_mask]` bool; none where it never said."""
+    """Which actions the environment allowed, `[T, N, M]` bool; none where it never said."""
     starts: Tensor | None = None
     """Where `obs` begins an episode, `[T, N]` bool; recurrent policies alone."""
     state: State = ()
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
     valid: Tensor
     """`[B]` bool."""
     action_mask: Tensor | None = None
-    """The mask the action was drawn with, `[B, num_mask]` bool."""
+    """The mask the action was drawn with, `[B, M]` bool."""
     state: State = ()
     """What the policy remembered before each sequence, `[S, ...]` each; empty where it remembers nothing."""
 

@@ -328,3 +328,43 @@ class Doubles(gym.Wrapper[Any, Any, Any, Any]):
 
 if "faulty/Takes-v0" not in gym.registry:
     gym.register("faulty/Takes-v0", entry_point=Takes, disable_env_checker=True)
+
+
+class CannotBeClosed(Takes):
+    """Raises when it is closed."""
+
+    def close(self) -> None:
+        raise RuntimeError("viewer gone")
+
+
+class Lists(Takes):
+    """Sends a list where its space has a tuple; episodes of three steps."""
+
+    observation_space = spaces.Tuple((spaces.Box(0.0, 9.0, (2,)), spaces.Discrete(3)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space, self.steps = type(self).observation_space, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.steps = 0
+        return [np.zeros(2, np.float32), 1], {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return [np.full(2, self.steps, np.float32), 1], 0.0, False, self.steps == 3, {}
+
+
+class Differentiable(Takes):
+    """Sends what PyTorch would differentiate."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return torch.zeros(2, requires_grad=True), {}
+
+
+class Choices(Takes):
+    """Takes two choices, of two and of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.MultiDiscrete([2, 3])

@@ -148,3 +148,11 @@ class DropoutOfValue(Plain):
     def forward(self, obs):
         out, _ = super().forward(obs)
         return out, self.critic(nn.functional.dropout(obs, 0.5, training=True)).squeeze(-1)
+
+
+class Lazy(Plain):
+    """Learns from its first observation how wide it is."""
+
+    def __init__(self, obs_shape, num_outputs, config):
+        super().__init__(obs_shape, num_outputs, config)
+        self.actor, self.critic = nn.LazyLinear(num_outputs), nn.LazyLinear(1)

@@ -47,21 +47,28 @@ def _pieces(mask: Any, space: spaces.Space[Any]) -> list[Array]:
         return [np.ones(sum(sizes), bool)]
     inside = _inside(space)
     if inside:
+        if not isinstance(mask, (dict, tuple, list)):
+            raise EnvDataError(f"action_mask {mask!r}: expected one for each part of the action space {space}")
         keyed = mask if isinstance(mask, dict) else dict(enumerate(mask))
         unknown = keyed.keys() - {key for key, _ in inside}
         if unknown:
             raise EnvDataError(f"action_mask has {sorted(map(str, unknown))}, which the action space {space} has not")
         return [piece for key, part in inside for piece in _pieces(keyed.get(key), part)]
-    try:
-        heads = [np.asarray(head).ravel() for head in mask] if isinstance(mask, (tuple, list)) else [np.asarray(mask)]
-        row = np.concatenate([head.ravel() for head in heads])
-    except ValueError as error:
-        raise EnvDataError(f"action_mask {mask!r}: {error}") from None
+    if not sizes:
+        raise EnvDataError(f"action_mask {mask!r}: the action space {space} has no single actions to rule out")
+    row = np.concatenate(_leaves(mask))
     if len(row) != sum(sizes) or not np.isin(row, (0, 1)).all():
         raise EnvDataError(
             f"action_mask {mask!r}: expected {sum(sizes)} entries that are 0 or 1, one for each choice in {space}"
         )
     return [row.astype(bool)]
+
+
+def _leaves(mask: Any) -> list[Array]:
+    """The masks of single choices, however deep they lie in tuples."""
+    if isinstance(mask, (tuple, list)) and any(isinstance(part, (tuple, list, np.ndarray)) for part in mask):
+        return [leaf for part in mask for leaf in _leaves(part)]
+    return [np.asarray(mask).ravel()]
 
 
 def _inside(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:

@@ -35,6 +35,12 @@ def atari_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
             "instead, which clips what the learner sees and nothing else",
             "kwargs",
         )
+    if kwargs.get("autoreset_mode", "SameStep") != "SameStep":
+        raise ConfigError(
+            f"env.kwargs.autoreset_mode={kwargs['autoreset_mode']!r}: allowed: SameStep, where the end of a game can "
+            "be told from that of a life",
+            "kwargs",
+        )
     return DEFAULTS | kwargs
 
 

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import traceback
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_kl.envs.action_mask import allows_something, head_sizes
-from ppo_kl.errors import ConfigError, EnvDataError
-from ppo_kl.observations import Array, over_parts, parts_of, read
+from ppo_kl.errors import ConfigError, EnvDataError, EnvWarning, EnvWorkerError, PPOKLError
+from ppo_kl.observations import Array, each_part, over_parts, parts_of, read
 
 
 class Step(NamedTuple):
@@ -38,7 +40,7 @@ class Step(NamedTuple):
     begun: Array
     """`[N]` bool; where `obs` begins an episode."""
     action_mask: Array | None
-    """Which actions may be taken next, `[N, num_mask]` bool; none where no environment says."""
+    """Which actions may be taken next, `[N, M]` bool; none where no environment says."""
     nonfinite: int
     """Episodes that were cut here because an environment sent something that is not finite."""
 
@@ -76,7 +78,7 @@ class Environments:
 
     def reset(self) -> Any:
         """Begin an episode everywhere; the first observations, `[N, *obs]`, as `Step.obs`, with `action_mask` set."""
-        obs, info = self.env.reset(seed=self._reset_seed)
+        obs, info = self._called("reset", seed=self._reset_seed)
         self.episodes_begun += 1
         self._only_resets[:] = False
         self.action_mask = self._mask_in(info)
@@ -84,11 +86,11 @@ class Environments:
 
     def step(self, action: Any) -> Step:
         """Step every environment; `action` is `[N, ...]`, or a dict or tuple of such, as the action space has it."""
-        sent, reward, terminated, truncated, info = self.env.step(action)
+        sent, reward, terminated, truncated, info = self._called("step", action)
         self.steps_done += 1
-        obs, reward = self._copied(sent), np.array(reward, np.float64)
-        terminated = np.array(terminated, bool)
-        truncated = np.array(truncated, bool) & ~terminated
+        obs, reward = self._copied(sent), self._of_each("reward", reward, np.float64)
+        terminated = self._of_each("terminated", terminated, bool)
+        truncated = self._of_each("truncated", truncated, bool) & ~terminated
         valid = ~self._only_resets
         done = (terminated | truncated) & valid
         ended = np.flatnonzero(done)
@@ -96,13 +98,13 @@ class Environments:
         # Only with SAME_STEP does the mask of an episode that ended belong to the next one.
         self.action_mask = self._mask_in(info, unused=done & (self.mode is not AutoresetMode.SAME_STEP))
         if self.mode is AutoresetMode.SAME_STEP:
-            final_obs = {int(i): self._copied(info["final_obs"][i]) for i in ended}
+            final_obs = {int(i): self._last_obs(info, int(i)) for i in ended}
         else:
             final_obs = {int(i): over_parts(lambda x, i=i: x[i].copy(), obs) for i in ended}
         if self.mode is AutoresetMode.NEXT_STEP:
             begun, self._only_resets = self._only_resets, done
         elif self.mode is AutoresetMode.DISABLED and len(ended):
-            sent, at_reset = self.env.reset(options={"reset_mask": done})
+            sent, at_reset = self._called("reset", options={"reset_mask": done})
             obs = self._copied(sent)
             self.action_mask = _both(self.action_mask, self._mask_in(at_reset, unused=~done))
         self.episodes_begun += begun
@@ -120,12 +122,53 @@ class Environments:
             int(np.sum(cut)),
         )
 
-    def _copied(self, sent: Any) -> Any:
-        return over_parts(np.array, read(self.parts, sent))
+    def _called(self, call: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self.env, call)(*args, **kwargs)
+        except PPOKLError:
+            raise
+        except Exception as error:
+            raise EnvWorkerError(
+                f"{self.env} raised in {call} after step {self.steps_done}: {type(error).__name__}: {error}; no update "
+                f"was made with what it sent, weights and checkpoints are as before\n{traceback.format_exc()}"
+            ) from error
+
+    def _copied(self, sent: Any, *, single: bool = False) -> Any:
+        """Observations as arrays of our own, `[N, *obs]`, or `[*obs]` of a single environment."""
+        try:
+            obs = over_parts(np.array, read(self.parts, sent))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._fault(f"the observations are {sent!r} ({type(error).__name__}: {error})") from error
+        for part, (_, x) in zip(self.parts, each_part(obs), strict=True):
+            expected = part.shape if single else (self.num_envs, *part.shape)
+            if x.shape != expected or x.dtype.kind not in "biuf":
+                called = f"observation {part.key!r}" if part.path else "observation"
+                raise self._fault(f"{called} has shape {x.shape} and dtype {x.dtype}, expected {expected} of numbers")
+        return obs
+
+    def _last_obs(self, info: dict[str, Any], i: int) -> Any:
+        if "final_obs" not in info:
+            raise self._fault(f"an episode of environment {i} ended and info has no 'final_obs', as SAME_STEP demands")
+        return self._copied(info["final_obs"][i], single=True)
+
+    def _of_each(self, name: str, sent: Any, dtype: Any) -> Array:
+        try:
+            values = np.array(sent, dtype)
+        except (TypeError, ValueError) as error:
+            raise self._fault(f"{name} is {sent!r} ({error})") from error
+        if values.shape != (self.num_envs,):
+            raise self._fault(f"{name} has shape {values.shape}, expected {(self.num_envs,)}")
+        return values
+
+    def _fault(self, what: str) -> EnvDataError:
+        return EnvDataError(
+            f"{self.env} sent data that cannot be trained on after step {self.steps_done}: {what}; no update was made "
+            "with it, weights and checkpoints are as before; mend the environment"
+        )
 
     def _mask_in(self, info: dict[str, Any], unused: Array | bool = False) -> Array | None:
-        """The masks of all environments, `[N, num_mask]`; one that sends none, or is not used, allows everything."""
-        if info.get("action_mask") is None or not self._choices:
+        """The masks of all environments, `[N, M]`; one that sends none, or is not used, allows everything."""
+        if info.get("action_mask") is None or isinstance(self.action_space, spaces.Box):
             return None
         masks: Array = np.asarray(info["action_mask"])
         if masks.shape != (self.num_envs, sum(self._choices)):
@@ -144,10 +187,21 @@ class Environments:
             )
         return masks
 
+    @property
+    def closed(self) -> bool:
+        """Whether they were closed, by us or by an error."""
+        return bool(getattr(self.env, "closed", False))
+
     def close(self) -> None:
         """Close the environments and their processes; processes that are gone already are closed."""
-        with contextlib.suppress(OSError, EOFError):
+        try:
             self.env.close()
+        except Exception as error:
+            warnings.warn(
+                f"{self.env} raised in close: {type(error).__name__}: {error}; what was done before stays",
+                EnvWarning,
+                stacklevel=2,
+            )
 
 
 def _both(first: Array | None, other: Array | None) -> Array | None:

@@ -32,12 +32,13 @@ _NOT_ITS_ARGUMENTS = re.compile(
 )
 
 
-def build(config: EnvConfig, records: bool = True) -> gym.Env[Any, Any]:
+def build(config: EnvConfig, video: str | None = "") -> gym.Env[Any, Any]:
     """One environment with its wrappers.
 
     Args:
         config: which, and made with what.
-        records: whether RecordVideo has an effect; one of several copies is enough, they would share its files.
+        video: what the names of RecordVideo's files get behind their prefix; none: it has no effect, as in all copies
+            but one, which would share its files.
 
     Raises:
         ConfigError: there is no such environment or wrapper, what it needs is not installed, or it does not take these
@@ -55,8 +56,7 @@ def build(config: EnvConfig, records: bool = True) -> gym.Env[Any, Any]:
                 # Our own checks look at every step, Gymnasium's at the first.
                 env = gym.make(config.id, disable_env_checker=True, **config.kwargs)
         for name, kwargs in config.wrappers.items():
-            if records or name != "RecordVideo":
-                env = wrapper_named(name)(env, **kwargs)
+            env = _wrapped(env, name, kwargs, video)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, (ImportError, TypeError)) and not _is_of_settings(config, error):
             raise  # a bug of the environment's, which is told with its traceback
@@ -65,6 +65,25 @@ def build(config: EnvConfig, records: bool = True) -> gym.Env[Any, Any]:
         if not isinstance(getattr(env, name, None), gym.Space):
             raise ConfigError(f"env.id={config.id!r}: the environment has no {name}; set it in __init__", "id")
     return env
+
+
+def _wrapped(env: gym.Env[Any, Any], name: str, kwargs: dict[str, Any], video: str | None) -> gym.Env[Any, Any]:
+    if name == "RecordVideo":
+        if video is None:
+            return env
+        kwargs = {**kwargs, "name_prefix": f"{kwargs.get('name_prefix', 'rl-video')}{video}"}
+    wrapper = wrapper_named(name)
+    try:
+        return wrapper(env, **{key: _as_tuple(value) for key, value in kwargs.items()})
+    except (TypeError, ValueError, AssertionError) as error:
+        if module_of(name):
+            raise  # one's own wrapper may have a bug, which is told with its traceback
+        raise ConfigError(f"env.wrappers.{name}: {error}; it was put around {env} with {kwargs}", "wrappers") from error
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list of a YAML file as what Gymnasium's wrappers want: shapes are tuples."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def prepare(env_id: str) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from ppo_kl.envs.action_mask import flat_mask, head_sizes
-from ppo_kl.errors import EnvDataError, EnvWorkerError, PPOKLError
+from ppo_kl.envs.action_mask import flat_mask
+from ppo_kl.errors import EnvDataError, EnvWarning, EnvWorkerError, PPOKLError
 from ppo_kl.observations import Part, each_part, parts_of, read
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -20,7 +22,8 @@ LARGEST = float(np.finfo(np.float32).max)
 
 def is_usable(x: Any) -> Any:
     """Where a number, or those of an array, is finite in float32."""
-    return abs(x) <= LARGEST
+    # In float16 the largest float32 would itself be infinite.
+    return np.isfinite(x) if getattr(x, "dtype", None) in (np.float16, np.float32) else abs(x) <= LARGEST
 
 
 def episode_seed(seed: int, env: int, episode: int) -> int:
@@ -60,7 +63,6 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._name, self._seed, self._index, self._episode = name, seed, index, episode
         self._truncates = truncates
         self._parts = parts_of(env.observation_space)
-        self._has_choices = bool(head_sizes(env.action_space))
         self._accepted: dict[str, np.dtype[Any]] = {}
         self._steps = 0
         self._last: Any = None
@@ -78,7 +80,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         if self._truncates:
             if not self._finite(obs):
                 raise self._fault(f"reset answered an observation that is not finite: {_shown(obs)}")
-            self._last = obs = _copy(obs)
+            self._last = obs = self._copied(obs)
         return obs, self._passed_on(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -99,14 +101,21 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
                 # Over for good, and only the last observation is bad: nothing is bootstrapped from it anyway.
                 over = terminated and kept == reward
                 return self._last, kept, over, not over, {"nonfinite": True}
-            self._last = obs = _copy(obs)
+            self._last = obs = self._copied(obs)
         elif terminated or truncated:
-            obs = _copy(obs)
+            obs = self._copied(obs)
         return obs, reward, terminated, truncated, self._passed_on(info)
 
     def close(self) -> None:
-        """Close the environment."""
-        self._called("close", self.env.close)
+        """Close the environment; that it cannot be closed is worth a warning, and no reason to lose what was done."""
+        try:
+            self.env.close()
+        except Exception as error:
+            warnings.warn(
+                f"{self._where()} raised in close: {type(error).__name__}: {error}; what was done before stays",
+                EnvWarning,
+                stacklevel=2,
+            )
 
     def _called(self, call: str, function: Callable[[], Any]) -> Any:
         try:
@@ -160,7 +169,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         called = f"observation {part.key!r}" if part.path else "observation"
         try:
             array = np.asarray(value)
-        except ValueError:
+        except (ValueError, TypeError, RuntimeError):  # torch's tensors that require a gradient: RuntimeError
             raise self._fault(f"{called} is {_shown(value)}, expected an array of shape {part.shape}") from None
         if array.shape != part.shape:
             raise self._fault(f"{called} has shape {array.shape}, expected {part.shape}")
@@ -169,24 +178,21 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         if hasattr(value, "dtype"):
             self._accepted[part.key] = array.dtype
 
+    def _copied(self, obs: Any) -> Any:
+        return copy.deepcopy(obs) if self._parts[0].path else np.array(obs)
+
     def _finite(self, obs: Any) -> bool:
         values = (x for _, x in each_part(read(self._parts, obs)))
         return all(x.dtype.kind != "f" or bool(is_usable(x).all()) for x in values)
 
     def _passed_on(self, info: dict[str, Any]) -> dict[str, Any]:
-        mask = info.get("action_mask") if self._has_choices else None
-        if mask is None:
+        mask = info.get("action_mask")
+        if mask is None or isinstance(self.env.action_space, gym.spaces.Box):
             return {}
         try:
             return {"action_mask": flat_mask(mask, self.env.action_space)}
         except EnvDataError as error:
             raise self._fault(str(error)) from None
-
-
-def _copy(obs: Any) -> Any:
-    if isinstance(obs, dict):
-        return {key: _copy(value) for key, value in obs.items()}
-    return tuple(_copy(value) for value in obs) if isinstance(obs, tuple) else np.array(obs)
 
 
 def _shown(value: Any) -> str:

@@ -29,6 +29,10 @@ EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
 
 
+VIDEO = {0: "", EVALUATION: "-evaluation"}
+"""The copies that record a video, if any do, and how its files are told apart."""
+
+
 class _MakeEnv:
     """Makes one seeded environment, in this process or in a worker."""
 
@@ -47,7 +51,7 @@ class _MakeEnv:
             import_modules(filter(None, map(module_of, (self.config.id, *self.config.wrappers))), "env")
         truncates = self.config.nonfinite == "truncate"
         try:
-            env = build(self.config, records=self.index % EVALUATION == 0)
+            env = build(self.config, VIDEO.get(self.index))
         except PPOKLError:
             raise
         except Exception as error:

@@ -24,7 +24,7 @@ class BoxFamily:
     shape: tuple[int, ...]
     dtype: str = "float32"
 
-    num_mask = 0
+    mask_sizes = ()
 
     @property
     def num_action_dims(self) -> int:

@@ -75,14 +75,14 @@ class CustomPolicy(nn.Module):
                     f"raised {type(error).__name__}: {error}",
                     "module",
                 ) from error
-        self.recurrent = hasattr(self.module, "initial_state")
-        _require_contract(self, parts, name)
+            self.recurrent = hasattr(self.module, "initial_state")
+            _require_contract(self, parts, name)  # lazy layers draw their weights when they see the first observation
 
     def forward(self, obs: Obs, state: State = (), starts: Tensor | None = None) -> PolicyOutput:
         """As `Policy`: one step, or sequences step by step."""
         if not self.recurrent:
             out, value = self.module(obs)
-            return PolicyOutput(self.head.with_scale(out, self.scale), value, ())
+            return PolicyOutput(self.head.with_scale(out + self.head.bias, self.scale), value, ())
         if starts is not None:
             return self._step(obs, restarted(self, state, starts))
         params, values = [], []
@@ -95,7 +95,7 @@ class CustomPolicy(nn.Module):
 
     def _step(self, obs: Obs, state: State) -> PolicyOutput:
         out, value, state = self.module(obs, state)
-        return PolicyOutput(self.head.with_scale(out, self.scale), value, state)
+        return PolicyOutput(self.head.with_scale(out + self.head.bias, self.scale), value, state)
 
     def act(self, obs: Obs, state: State = (), starts: Tensor | None = None) -> tuple[Tensor, State]:
         """The parameters and the state."""

@@ -34,8 +34,8 @@ class Family(Protocol):
         """How many random numbers `sample` takes per action."""
 
     @property
-    def num_mask(self) -> int:
-        """How many entries an action mask has; 0 where there are no single actions to rule out."""
+    def mask_sizes(self) -> tuple[int, ...]:
+        """How many entries an action mask has for each choice; none where there are no single actions to rule out."""
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -82,9 +82,9 @@ class CategoricalFamily:
         return self.n
 
     @property
-    def num_mask(self) -> int:
+    def mask_sizes(self) -> tuple[int, ...]:
         """One entry per action."""
-        return self.n
+        return (self.n,)
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> StableCategorical:
         """Categorical over the actions that `action_mask` (`[*, n]` bool) allows."""
@@ -136,9 +136,9 @@ class MultiCategoricalFamily:
         return sum(self.sizes)
 
     @property
-    def num_mask(self) -> int:
+    def mask_sizes(self) -> tuple[int, ...]:
         """One entry per action of each head."""
-        return sum(self.sizes)
+        return self.sizes
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -181,7 +181,7 @@ class BernoulliFamily:
     shape: tuple[int, ...]
 
     num_action_dims = None
-    num_mask = 0
+    mask_sizes = ()
 
     @property
     def num_params(self) -> int:
@@ -247,9 +247,9 @@ class JointFamily:
         return sum(family.num_noise for family in self.families)
 
     @property
-    def num_mask(self) -> int:
-        """Σ of the parts."""
-        return sum(family.num_mask for family in self.families)
+    def mask_sizes(self) -> tuple[int, ...]:
+        """Those of the parts, one after the other."""
+        return tuple(size for family in self.families for size in family.mask_sizes)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -269,7 +269,7 @@ class JointFamily:
         return [family for _, family in self.parts]
 
     def build(self, params: Tensor, action_mask: Tensor | None = None) -> Joint:
-        """Joint of the parts' distributions; `action_mask` has the parts' masks side by side, `[*, num_mask]` bool."""
+        """Joint of the parts' distributions; `action_mask` has the parts' masks side by side, `[*, M]` bool."""
         parts = [family.build(x, mask) for family, x, mask in self._split(params, action_mask)]
         return Joint(parts, validate_args=False)
 
@@ -306,7 +306,7 @@ class JointFamily:
         widths = [family.num_params for family in self.families]
         masks: list[Tensor | None] = [None] * len(widths)
         if action_mask is not None:
-            pieces = torch.split(action_mask, [family.num_mask for family in self.families], -1)
+            pieces = torch.split(action_mask, [sum(family.mask_sizes) for family in self.families], -1)
             masks = [piece if piece.shape[-1] else None for piece in pieces]
         return list(zip(self.families, torch.split(params, widths, -1), masks, strict=True))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppo_kl import checkpoint
 from ppo_kl.batch import State
 from ppo_kl.config import ObjectiveConfig, TrainConfig
+from ppo_kl.envs.action_mask import allows_something
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
@@ -166,8 +167,8 @@ class Agent:
         return outcome.metrics | last100
 
     def _ready_collector(self) -> Collector:
-        """The collector; made anew after loading, when every environment begins a new episode."""
-        if self._collector is None:
+        """The collector; made anew after loading or an error that closed the environments, which begin new episodes."""
+        if self._collector is None or self._collector.envs.closed:
             envs = make_vector_env(self.config.env, self.config.seed, first_episode=self._episodes_begun)
             if _spaces_of(envs, self.config) != self.spaces:
                 envs.close()
@@ -197,7 +198,7 @@ class Agent:
             obs: `[*obs]` or `[N, *obs]`, as the environment sends it; a dict or tuple where its space is one.
             deterministic: the most likely action; else one drawn from the policy.
             generator: where to draw from, on the CPU; none: torch's own.
-            action_mask: which actions are allowed, `[num_mask]` or `[N, num_mask]` bool, choices side by side.
+            action_mask: which actions are allowed, `[M]` or `[N, M]` bool, choices side by side.
             memory: of a recurrent agent, from `new_memory`; moved on by this observation.
 
         Returns:
@@ -246,14 +247,7 @@ class Agent:
         params, state = self.policy.act(seen, state, starts)
         if memory is not None:
             memory.state, memory.starts = state, torch.zeros_like(memory.starts)
-        mask = None
-        if action_mask is not None:
-            mask = torch.as_tensor(np.atleast_2d(np.asarray(action_mask, bool)), device=self.device)
-            expected = (batch, self.family.num_mask)
-            if mask.shape != expected or not mask.any(-1).all():
-                raise ValueError(
-                    f"act: action_mask {mask.tolist()}: expected shape {expected}, and no row without action"
-                )
+        mask = None if action_mask is None else self._mask_of(action_mask, batch)
         if deterministic:
             action = self.family.mode(params, mask)
         elif generator is None:
@@ -261,6 +255,19 @@ class Agent:
         else:
             action = self.family.sample(params, generator, mask)
         return self.family.to_env(action)
+
+    def _mask_of(self, action_mask: Any, batch: int) -> Tensor:
+        sizes = self.family.mask_sizes
+        try:
+            mask = np.atleast_2d(np.asarray(action_mask, bool))
+        except ValueError:
+            mask = np.zeros(0, bool)
+        if mask.shape != (batch, sum(sizes)) or not sizes or not allows_something(mask, sizes).all():
+            raise ValueError(
+                f"act: action_mask {action_mask!r}: expected shape {(batch, sum(sizes))}, choices of {sizes} actions "
+                "side by side, each with at least one that is allowed"
+            )
+        return torch.from_numpy(mask).to(self.device)
 
     def new_memory(self, num_envs: int = 1) -> ActingMemory:
         """What a recurrent agent remembers of `num_envs` streams of observations, at their beginning."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
-from ppo_kl.errors import PPOKLError
 from ppo_kl.observations import Array, Obs, by_part, over_parts, stored
 from ppo_kl.policies.actor_critic import Policy, PolicyOutput, restarted
 from ppo_kl.policies.families import Family
@@ -120,7 +119,7 @@ class Collector:
         """
         try:
             told = self._step_through(policy)
-        except PPOKLError:
+        except BaseException:  # Ctrl-C in a notebook too
             self._begin_anew()  # whoever goes on begins new episodes
             self.episodes = EpisodeMeter(self.envs.num_envs)
             raise

@@ -35,7 +35,7 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
     Each environment contributes a number fixed beforehand: taking whichever episodes end first would favour short ones.
 
     Args:
-        act: observations `[N, *obs]`, the actions that are allowed, `[N, num_mask]` bool or none, and where an episode
+        act: observations `[N, *obs]`, the actions that are allowed, `[N, M]` bool or none, and where an episode
             begins, `[N]` bool -> actions as the environments take them.
         envs: N environments; closed by the caller.
         episodes: how many.

@@ -94,7 +94,7 @@ def test_a_mask_in_the_shape_of_its_space_becomes_one_row_in_the_order_of_the_sp
         (MULTI, [1, 0, 1], ["expected 5 entries"]),
         (DICT, {"stop": [1, 0]}, ["['stop']", "which the action space Dict(", "has not"]),
         (DICT, {"go": [1, 0, 1]}, ["expected 2 entries"]),
-        (DICT, {"arm": [1, 0]}, ["expected 0 entries"]),
+        (DICT, {"arm": [1, 0]}, ["no single actions to rule out", "Box"]),
         (TUPLE, (None, None, None), ["['2']", "has not"]),
         (TUPLE, (None, {"c": [1]}), ["['c']", "has not"]),
     ],
@@ -105,6 +105,20 @@ def test_a_mask_of_another_shape_or_of_other_numbers_is_refused_with_what_is_exp
         flat_mask(mask, space)
     for word in ("action_mask", *words):
         assert word in str(told.value)
+
+
+def test_masks_nest_as_the_space_itself_does():
+    # Gymnasium's own sample takes this form for a grid of choices.
+    grid = spaces.MultiDiscrete([[2, 3], [4, 2]])
+    mask = tuple(tuple(np.eye(n, dtype=np.int8)[0] for n in row) for row in grid.nvec)
+    grid.seed(0)
+    assert not grid.sample(mask=mask).any()
+    assert flat_mask(mask, grid).tolist() == [T, F, T, F, F, T, F, F, F, T, F]
+
+
+def test_a_mask_for_parts_that_has_no_parts_is_refused():
+    with pytest.raises(EnvDataError, match="action_mask 3: expected one for each part"):
+        flat_mask(3, TUPLE)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +183,13 @@ def test_a_mask_holds_until_the_next_step_and_without_one_everything_is_allowed(
     assert third.tolist() == [row, row]
 
 
-@pytest.mark.parametrize("space", [BOX, spaces.MultiBinary(2)], ids=str)
-def test_where_there_is_nothing_to_rule_out_a_mask_of_any_form_is_left_alone(masks_sent, space):
-    assert masks_sent(space, "any form") == [None, None, None, None]
+def test_where_there_is_nothing_to_rule_out_a_mask_of_any_form_is_left_alone(masks_sent):
+    assert masks_sent(BOX, "any form") == [None, None, None, None]
+
+
+def test_a_mask_of_bits_is_refused_rather_than_not_kept_to(masks_sent):
+    with pytest.raises(EnvDataError, match=r"MultiBinary\(2\) has no single actions to rule out"):
+        masks_sent(spaces.MultiBinary(2), [0, 1])
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,8 @@ def test_an_agent_learns_from_it_and_its_learner_sees_clipped_rewards(tmp_path):
     agent.save(tmp_path / "agent.pt")
     agent.close()
     Agent.load(tmp_path / "agent.pt").iterate()
+
+
+def test_a_way_to_reset_in_which_games_cannot_be_told_from_lives_is_refused():
+    with pytest.raises(ConfigError, match="autoreset_mode='NextStep': allowed: SameStep"):
+        games(**{"env.kwargs.autoreset_mode": "NextStep"})

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_envs import MODES, SEED, BareVectorEnv, Counter, Transition, env_config, episode_length
 
 from ppo_kl.envs.autoreset import Environments, Step
 from ppo_kl.envs.make import make_vector_env
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, EnvDataError, EnvWarning, EnvWorkerError
 
 LENGTH = 30
 """Transitions compared per environment; with episodes of 2 to 6 steps, at least four of them end."""
@@ -215,3 +216,56 @@ def test_a_vector_environment_that_declares_its_mode_is_taken():
 def test_a_native_environment_that_does_not_declare_its_mode_is_refused():
     with pytest.raises(ConfigError, match="autoreset_mode"):
         make_vector_env(env_config("Bare", vectorization="native"), SEED)
+
+
+# --- vector environments of others, whose single environments nobody guards -------------------------------------------
+
+
+class Foreign(SyncVectorEnv):
+    """Two CartPoles, of which `faults` replaces parts of what `step` answers; a callable one is called."""
+
+    def __init__(self, **faults):
+        super().__init__([lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.faults = faults
+
+    def step(self, actions):
+        names = ("obs", "reward", "terminated", "truncated", "info")
+        answer = dict(zip(names, super().step(actions), strict=True))
+        answer |= {name: fault() if callable(fault) else fault for name, fault in self.faults.items()}
+        return tuple(answer.values())
+
+
+def raises():
+    raise RuntimeError("simulator lost")
+
+
+@pytest.mark.parametrize(
+    ("faults", "error", "words"),
+    [
+        ({"obs": raises}, EnvWorkerError, ["raised in step after step 0", "RuntimeError: simulator lost", "Traceback"]),
+        ({"obs": np.zeros((1, 4))}, EnvDataError, ["observation has shape (1, 4)", "expected (2, 4)"]),
+        ({"obs": np.zeros((2, 4), complex)}, EnvDataError, ["dtype complex128"]),
+        ({"obs": None}, EnvDataError, ["observation has shape () and dtype object"]),
+        ({"reward": 1.0}, EnvDataError, ["reward has shape ()", "expected (2,)"]),
+        ({"reward": np.ones((2, 1))}, EnvDataError, ["reward has shape (2, 1)"]),
+        ({"reward": ["a", "b"]}, EnvDataError, ["reward is ['a', 'b']"]),
+        ({"terminated": np.zeros(3, bool)}, EnvDataError, ["terminated has shape (3,)"]),
+        ({"truncated": np.ones(2, bool), "info": {}}, EnvDataError, ["environment 0 ended", "'final_obs'"]),
+    ],
+    ids=["raises", "broadcast", "complex", "nothing", "scalar", "column", "words", "longer", "no final_obs"],
+)
+def test_what_a_vector_environment_answers_is_refused_where_it_does_not_fit(faults, error, words):
+    envs = Environments(Foreign(**faults))
+    envs.reset()
+    with pytest.raises(error) as told:
+        envs.step(np.zeros(2, np.int64))
+    envs.close()
+    for word in ("weights and checkpoints are as before", *words):
+        assert word in str(told.value)
+
+
+def test_a_vector_environment_that_cannot_be_closed_is_warned_of(monkeypatch):
+    envs = Environments(Foreign())
+    monkeypatch.setattr(envs.env, "close", raises)
+    with pytest.warns(EnvWarning, match="raised in close: RuntimeError: simulator lost"):
+        envs.close()

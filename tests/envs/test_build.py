@@ -19,7 +19,7 @@ from toy_envs import SEED
 from ppo_kl.cli import main
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.build import EXTRAS
-from ppo_kl.envs.make import make_vector_env
+from ppo_kl.envs.make import EVALUATION, make_vector_env
 from ppo_kl.errors import ConfigError, EnvWorkerError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 
@@ -283,7 +283,8 @@ def test_the_command_line_gives_wrappers_in_their_order_with_and_without_kwargs(
         ({"timelimit": {}}, ["env.wrappers.timelimit", "did you mean 'TimeLimit'?"]),
         ({"vector": {}}, ["env.wrappers.vector", "no wrapper of this name"]),
         ({"TimeLimit": {"max_steps": 3}}, ["unexpected keyword argument 'max_steps'", "{'max_steps': 3}"]),
-        ({"TimeLimit": {}}, ["max_episode_steps", "CartPole-v1"]),
+        ({"TimeLimit": {}}, ["env.wrappers.TimeLimit", "max_episode_steps", "CartPole-v1"]),
+        ({"ReshapeObservation": {"shape": [3, 3]}}, ["env.wrappers.ReshapeObservation", "{'shape': [3, 3]}"]),
         ({"faulty_envs:Takes": {}}, ["env.wrappers.faulty_envs:Takes", "gymnasium.core.Wrapper"]),
         ({"faulty_envs:Nothing": {}}, ["env.wrappers.faulty_envs:Nothing", "None"]),
         ({"no.such.module:Wrapper": {}}, ["no.such.module", "not imported", "--plugin no.such.module"]),
@@ -295,6 +296,32 @@ def test_a_wrapper_that_there_is_not_or_that_takes_no_such_kwargs_is_refused(wra
         make_vector_env(EnvConfig("CartPole-v1", wrappers=wrappers, num_envs=2, vectorization=vectorization), SEED)
     for word in words:
         assert word in str(told.value)
+
+
+@BOTH
+def test_a_shape_in_a_file_is_the_tuple_that_gymnasiums_wrappers_want(vectorization):
+    wrappers = {"ReshapeObservation": {"shape": [2, 2]}}
+    config = EnvConfig("CartPole-v1", wrappers=wrappers, num_envs=2, vectorization=vectorization)
+    envs = make_vector_env(config, SEED)
+    obs = envs.reset()
+    envs.close()
+    assert obs.shape == (2, 2, 2)
+
+
+def test_one_copy_records_and_evaluation_does_not_write_over_it(monkeypatch):
+    recorded = []
+
+    class Recorder(gym.Wrapper):
+        def __init__(self, env, video_folder, name_prefix):
+            super().__init__(env)
+            recorded.append(f"{video_folder}/{name_prefix}")
+
+    monkeypatch.setattr(gym.wrappers, "RecordVideo", Recorder)
+    for kwargs in ({}, {"name_prefix": "mine"}):
+        config = EnvConfig("CartPole-v1", wrappers={"RecordVideo": {"video_folder": "v", **kwargs}}, num_envs=2)
+        for first_env in (0, EVALUATION):
+            make_vector_env(config, SEED, first_env=first_env).close()
+    assert recorded == ["v/rl-video", "v/rl-video-evaluation", "v/mine", "v/mine-evaluation"]
 
 
 def test_wrappers_around_a_native_vector_environment_are_refused():

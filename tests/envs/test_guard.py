@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +13,9 @@ from toy_envs import FAULTY_ENV, SEED
 
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.autoreset import Environments, Step
+from ppo_kl.envs.guard import is_usable
 from ppo_kl.envs.make import make_vector_env
-from ppo_kl.errors import EnvDataError, EnvWorkerError
+from ppo_kl.errors import EnvDataError, EnvWarning, EnvWorkerError
 
 AT = 2
 """The fault is sent in the third step."""
@@ -49,6 +51,43 @@ def refused(config: EnvConfig, *words: str) -> None:
     for word in ("no update was made with it", "weights and checkpoints are as before", "mend the environment"):
         assert word in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_is_finite_in_float32_can_be_used_and_nothing_else(dtype):
+    numbers = np.array([1.0, 6e4, -6e4, np.inf, -np.inf, np.nan, *([3.5e38] if dtype == np.float64 else [])], dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert is_usable(numbers).tolist() == [True, True, True] + [False] * (len(numbers) - 3)
+
+
+@BOTH
+def test_an_environment_that_cannot_be_closed_takes_nothing_with_it(vectorization):
+    config = EnvConfig("faulty_envs:CannotBeClosed", num_envs=2, vectorization=vectorization)
+    envs = make_vector_env(config, SEED)
+    envs.reset()
+    if vectorization == "async":  # its worker says so, on its own standard error
+        envs.close()
+        return
+    with pytest.warns(EnvWarning, match=r"environment [01] \(faulty_envs:CannotBeClosed\).*RuntimeError: viewer gone"):
+        envs.close()
+
+
+def test_a_tuple_that_is_sent_as_a_list_is_taken_beyond_the_end_of_an_episode():
+    for nonfinite in ("stop", "truncate"):
+        envs = make_vector_env(EnvConfig("faulty_envs:Lists", num_envs=2, nonfinite=nonfinite), SEED)
+        envs.reset()
+        steps = [envs.step(np.zeros(2, np.int64)) for _ in range(5)]
+        envs.close()
+        assert sum(step.over.sum() for step in steps) == 2
+        assert steps[2].final_obs[0]["0"].tolist() == [3.0, 3.0]
+
+
+def test_a_tensor_that_requires_a_gradient_is_refused():
+    envs = make_vector_env(EnvConfig("faulty_envs:Differentiable", num_envs=1), SEED)
+    with pytest.raises(EnvDataError, match=r"requires_grad=True.*expected an array of shape"):
+        envs.reset()
+    envs.close()
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------

@@ -42,9 +42,19 @@ def test_bounds_and_start_of_the_scale_stay_ours():
     assert policy(OBS).params[:, 2:].eq(0.5).all()
 
 
-def test_the_seed_decides_how_it_begins_and_torchs_own_random_stream_stays():
+def test_a_scale_that_depends_on_the_state_begins_where_it_is_told_to():
+    # The network's own outputs are added to it: of a network that answers 0, the scale is the one asked for.
+    policy = make(family=BOXES["gaussian"], log_std_init=-2.0, scale_depends_on_state=True)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.zero_()
+    assert policy(OBS).params[:, 2:].eq(-2.0).all()
+
+
+@pytest.mark.parametrize("name", ["Plain", "Lazy"])
+def test_the_seed_decides_how_it_begins_and_torchs_own_random_stream_stays(name):
     before = torch.get_rng_state()
-    first, again, other = (make(seed=seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (make(name, seed=seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["module.actor.weight"], other["module.actor.weight"])

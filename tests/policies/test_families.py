@@ -287,7 +287,7 @@ def test_a_masked_action_has_no_probability_and_the_rest_share_it():
 @every
 @pytest.mark.parametrize("use", ["build", "mode", "sample"])
 def test_a_mask_over_what_has_no_single_actions_is_refused(use, family):
-    if family.num_mask:
+    if family.mask_sizes:
         return
     noise = [seeded()] if use == "sample" else []
     with pytest.raises(ValueError, match="action_mask"):
@@ -540,7 +540,7 @@ def a_mask(family, seed: int = 0) -> torch.Tensor:
 def test_a_masked_action_is_never_drawn_in_a_million_samples(family):
     n = 1_000_000
     mask = a_mask(family)
-    assert family.num_mask == len(mask) == sum(choices(family))
+    assert sum(family.mask_sizes) == len(mask) == sum(choices(family))
     assert not mask.all()
     # The masked ones have the largest logits by far.
     places = torch.zeros(family.num_params)
@@ -557,7 +557,7 @@ def logit_places(family) -> torch.Tensor:
     """Which parameters are logits that a mask can rule out, `[P]` bool."""
     if isinstance(family, JointFamily):
         return torch.cat([logit_places(part) for part in family.families])
-    return torch.full((family.num_params,), family.num_mask > 0)
+    return torch.full((family.num_params,), len(family.mask_sizes) > 0)
 
 
 @maskable

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from faulty_envs import agent_in
 from gymnasium.vector import AutoresetMode
 from toy_envs import FAULTY_ENV, FAULTY_STEP, SEED, small_agent, without_times
 
@@ -840,3 +841,14 @@ def test_evaluating_less_than_one_episode_is_refused(episodes):
 def test_a_state_of_another_objective_is_refused_naming_both():
     with pytest.raises(CheckpointError, match=r"Adaptive.*Clip|Clip.*Adaptive"):
         small_agent(objective="clip").load_state_dict(small_agent().state_dict())
+
+
+@pytest.mark.parametrize(
+    "mask", [[1, 1, 0, 0, 0], [1, 1, 1], ([1, 1], [0, 0, 1])], ids=["a choice without", "short", "tuple"]
+)
+def test_acting_refuses_a_mask_that_does_not_leave_something_of_every_choice(mask):
+    agent = agent_in("Choices")
+    with pytest.raises(ValueError, match=r"expected shape \(1, 5\), choices of \(2, 3\) actions side by side"):
+        agent.act(np.zeros(2, np.float32), action_mask=mask)
+    assert agent.act(np.zeros(2, np.float32), action_mask=[0, 1, 0, 0, 1]).tolist() == [1, 2]
+    agent.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
@@ -16,7 +18,7 @@ from toy_envs import FAULTY_ENV, FAULTY_STEP, MODES, SEED, Transition, env_confi
 from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import make_vector_env
-from ppo_kl.errors import EnvDataError
+from ppo_kl.errors import EnvDataError, EnvWorkerError
 from ppo_kl.policies.actor_critic import PolicyOutput
 from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training.collector import Collector, EpisodeStats
@@ -312,3 +314,40 @@ def test_the_last_observation_of_an_episode_that_was_cut_off_is_refused_naming_i
     assert collected("CopyingCounter").log[1][4].truncated
     with pytest.raises(EnvDataError, match=r"environment 1 .*step [45] "):
         collect_faulty("end", "nan", 12)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_after_an_interrupt_within_a_rollout_new_episodes_begin(vectorization, monkeypatch):
+    agent = small_agent("CopyingCounter", env__vectorization=vectorization)
+    agent.iterate()
+    real, calls = agent.family.to_env, []
+
+    def interrupted(action):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(agent.family), "to_env", staticmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            agent.iterate()
+    rollout, _ = agent._ready_collector().collect(agent.policy)
+    agent.close()
+    fresh = small_agent("CopyingCounter", env__vectorization=vectorization)
+    begun, _ = fresh._ready_collector().collect(fresh.policy)
+    fresh.close()
+    # A counter says how often it was stepped: at the beginning of an episode, not at all.
+    assert torch.equal(rollout.obs[0, :, -1], begun.obs[0, :, -1])
+
+
+def test_after_a_worker_died_the_agent_goes_on_with_new_ones():
+    agent = small_agent(env__vectorization="async")
+    agent.iterate()
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(EnvWorkerError, match="SIGKILL"):
+        agent.iterate()
+    metrics = agent.iterate()
+    agent.close()
+    assert all(np.isfinite(value) for value in metrics.values())
