@@ -7,11 +7,15 @@ whether they were imported before.
 
 import multiprocessing
 
+import hypothesis
 import pytest
 import torch
 from torch.distributions import Distribution
 
 torch.set_num_threads(1)
+# A busy machine is no fault of a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 multiprocessing.set_start_method(multiprocessing.get_start_method(), force=True)
 
 

@@ -154,7 +154,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
         load_config(config=str(path))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 2**64 - 1),
     objective=st.sampled_from(list(PRESETS.values())),

@@ -52,7 +52,7 @@ def kl_and_gradients(p, q, direction="forward"):
 
 
 @given(pair_of_logits)
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_it_equals_torch_where_torch_is_right(logits):
     p, q = (torch.tensor([x], dtype=torch.float64) for x in logits)
     ours = kl_divergence(stable(p), stable(q))
@@ -61,7 +61,7 @@ def test_it_equals_torch_where_torch_is_right(logits):
 
 
 @given(pair_of_logits)
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_in_float32_it_is_right_and_never_negative_beyond_rounding(logits):
     p, q = (torch.tensor([x]) for x in logits)
     kl = kl_divergence(stable(p), stable(q)).item()
@@ -70,7 +70,7 @@ def test_in_float32_it_is_right_and_never_negative_beyond_rounding(logits):
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_of_a_policy_with_itself_it_is_exactly_zero(logits):
     assert kl_divergence(stable([logits]), stable([logits])).item() == 0.0
 
@@ -273,7 +273,7 @@ def test_a_certain_bernoulli_has_log_probabilities_and_no_entropy():
 
 
 @given(st.floats(-12, 12), st.floats(-12, 12))
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_bernoulli_equals_torchs_where_that_is_right(p, q):
     ours, theirs = (
         (make(p), make(q))
@@ -289,7 +289,7 @@ def test_a_bernoulli_equals_torchs_where_that_is_right(p, q):
 
 
 @given(st.floats(-110, 110, width=32), st.floats(-110, 110, width=32))
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_a_bernoulli_in_float32_is_right(p, q):
     kl = kl_divergence(bernoulli(p), bernoulli(q)).item()
     # σ(p) (sp(−q) − sp(−p)) + σ(−p) (sp(q) − sp(p)), sp(x) = log(1 + e^x)
@@ -319,7 +319,7 @@ concentration = st.floats(0, 5).map(lambda exponent: float(np.float32(10**expone
 
 
 @given(concentration, concentration, concentration, concentration)
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_a_beta_is_right_up_to_concentrations_of_1e5(a, b, c, d):
     kl = kl_divergence(beta(a, b), beta(c, d))
     assert kl.dtype == torch.float32

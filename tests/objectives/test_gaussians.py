@@ -55,7 +55,7 @@ step = st.floats(-8, 1).map(lambda exponent: 10**exponent)
 
 
 @given(number, log_std, step, step, st.sampled_from([1, -1]))
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_a_normal_in_float32_is_right_for_steps_of_any_size_and_never_negative(mean, log_std, move, widen, sign):
     std, new_std = np.float32(np.exp(log_std)), np.float32(np.exp(log_std + sign * widen))
     new_mean = np.float32(mean + move * std)
@@ -103,7 +103,7 @@ def test_its_two_formulas_meet(sign):
 
 
 @given(number, st.floats(-3, 2), number, st.floats(-3, 2))
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_normal_equals_torchs_where_that_is_right(mean, log_std, new_mean, new_log_std):
     ours, theirs = (
         [
@@ -133,7 +133,7 @@ def test_a_squashed_normal_takes_and_gives_values_before_the_tanh():
 
 
 @given(st.floats(-3, 3), st.floats(-1, 1), st.floats(-3, 3))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_its_density_is_that_of_the_squashed_value(mean, log_std, u):
     theirs = TransformedDistribution(
         Normal(torch.tensor(mean).double(), torch.tensor(log_std).double().exp()), [TanhTransform()]

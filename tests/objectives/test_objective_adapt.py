@@ -120,7 +120,7 @@ def test_a_kl_below_zero_is_taken_as_zero(kl):
 
 @adapting
 @given(st.lists(st.floats(width=32), max_size=30))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_whatever_it_is_fed_lambda_stays_within_its_bounds(name, kls):
     objective = Objective.from_preset(name, min=0.25, max=8.0)
     for kl in kls:

@@ -74,7 +74,7 @@ def test_clip_takes_an_upper_edge_of_its_own(r, adv, loss, slope):
 
 
 @given(numbers, st.floats(0.01, 0.99), st.none() | st.floats(0.01, 5.0))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_clip_equals_the_published_minimum(samples, low, high):
     r, adv = np.array(samples).T
     expected = -np.minimum(r * adv, np.clip(r, 1 - low, 1 + (low if high is None else high)) * adv)
@@ -83,7 +83,7 @@ def test_clip_equals_the_published_minimum(samples, low, high):
 
 
 @given(numbers, st.floats(0.01, 0.99))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_clip_is_a_pessimistic_bound_on_ratio(samples, eps):
     r, adv = torch.tensor(samples, dtype=torch.float64).T
     assert (clip(r, adv, KL, clip_eps=eps) >= ratio(r, adv, KL)).all()
@@ -278,7 +278,7 @@ def test_the_gradient_of_klip_is_that_of_clip():
 
 
 @given(numbers, st.floats(0.01, 0.99), st.none() | st.floats(0.01, 5.0))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_the_gradient_of_klip_is_that_of_clip_anywhere(samples, low, high):
     r, adv = torch.tensor(samples, dtype=torch.float64).T
     r = r.contiguous().requires_grad_()
@@ -332,7 +332,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("kind", SETTINGS)
 @given(numbers, st.floats(0, 0.1))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_the_value_is_that_of_the_published_formula(kind, samples, kl):
     r, adv = np.array(samples).T
     kls = np.full_like(r, kl)

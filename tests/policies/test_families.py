@@ -381,7 +381,7 @@ def test_clipping_is_for_the_environment_only():
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=6, max_size=6))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_whatever_the_sample_the_environment_can_take_it(action):
     space = BOXES["matrix"]
     (sent,) = family_of(space).to_env(torch.tensor([action]))

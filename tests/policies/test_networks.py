@@ -110,7 +110,7 @@ def test_each_gate_of_a_memory_begins_orthogonal_without_touching_torchs_random_
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=10))
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_the_value_is_that_of_a_clamp(x):
     x = torch.tensor(x)
     assert torch.equal(inward_clamp(x, -2.0, 3.0), x.clamp(-2.0, 3.0))

@@ -33,7 +33,7 @@ def same_bits(first, second) -> bool:
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     seed=st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_streaming_equals_batch(sizes, offset, scale, seed):
     x = offset + scale * torch.randn(sum(sizes), 3, dtype=torch.float64, generator=seeded(seed))
     moments = RunningMoments((3,))

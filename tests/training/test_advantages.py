@@ -78,7 +78,7 @@ def definition(rows: Rows, gamma: float, gae_lambda: float) -> np.ndarray:
     return adv
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kinds(), seeds, unit, unit)
 def test_gae_is_the_sum_over_the_rest_of_the_episode(kind, seed, gamma, gae_lambda):
     rows = Rows(kind, seed)
@@ -86,7 +86,7 @@ def test_gae_is_the_sum_over_the_rest_of_the_episode(kind, seed, gamma, gae_lamb
     np.testing.assert_allclose(adv.numpy(), definition(rows, gamma, gae_lambda), rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, unit, unit)
 def test_the_return_is_advantage_plus_value_and_0_in_rows_that_do_not_count(kind, seed, gamma, gae_lambda):
     rows = Rows(kind, seed)
@@ -95,7 +95,7 @@ def test_the_return_is_advantage_plus_value_and_0_in_rows_that_do_not_count(kind
     np.testing.assert_allclose(ret.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, unit)
 def test_with_lambda_0_the_advantage_is_the_one_step_error(kind, seed, gamma):
     rows = Rows(kind, seed)
@@ -105,7 +105,7 @@ def test_with_lambda_0_the_advantage_is_the_one_step_error(kind, seed, gamma):
     np.testing.assert_allclose(adv.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 8), seeds, unit, st.sampled_from((ON, TERMINATED, TRUNCATED)))
 def test_with_lambda_1_the_return_is_the_discounted_sum_of_rewards(T, seed, gamma, end):
     # λ = 1 telescopes only where each next value is the next row's value, as the collector has it.
@@ -142,7 +142,7 @@ def test_the_last_row_of_a_rollout_bootstraps():
 
 @pytest.mark.parametrize("end", [TERMINATED, TRUNCATED])
 @pytest.mark.parametrize("between", [[], [RESET]], ids=["same-step", "next-step"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 4), seeds)
 def test_what_happens_after_an_episode_ends_does_not_reach_back_into_it(end, between, before, after, seed):
     kind = np.array([ON] * (before - 1) + [end] + between + [ON] * after)[:, None]
@@ -155,7 +155,7 @@ def test_what_happens_after_an_episode_ends_does_not_reach_back_into_it(end, bet
         assert not torch.equal(a[before + len(between) :], b[before + len(between) :])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, st.data())
 def test_an_advantage_is_of_its_own_environment_alone(kind, seed, data):
     i = data.draw(st.integers(0, kind.shape[1] - 1))
@@ -167,7 +167,7 @@ def test_an_advantage_is_of_its_own_environment_alone(kind, seed, data):
     assert torch.equal(adv[:, i], other_adv[:, i])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, unit, st.data())
 def test_a_rollout_cut_in_two_has_the_same_one_step_errors(kind, seed, gamma, data):
     cut = data.draw(st.integers(0, len(kind)))
@@ -178,7 +178,7 @@ def test_a_rollout_cut_in_two_has_the_same_one_step_errors(kind, seed, gamma, da
         assert torch.equal(whole[i], torch.cat([halves[0][i], halves[1][i]]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, unit, unit, st.data())
 def test_a_rollout_cut_in_two_has_the_same_returns_where_the_value_at_the_cut_is_that_return(
     kind, seed, gamma, gae_lambda, data
@@ -196,7 +196,7 @@ def test_a_rollout_cut_in_two_has_the_same_returns_where_the_value_at_the_cut_is
     np.testing.assert_allclose(first.numpy(), whole[:cut].numpy(), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(kinds(), seeds, st.sampled_from((math.nan, math.inf, -math.inf)))
 def test_what_stands_at_masked_places_does_not_leak(kind, seed, poison):
     rows, poisoned = Rows(kind, seed), Rows(kind, seed)
@@ -234,7 +234,7 @@ def random_rows(n: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy((scale * (3 + rng.normal(size=n))).astype(np.float32)), torch.from_numpy(valid)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 100), seeds, st.sampled_from((0.1, 1.0, 1e6)))
 def test_normalised_advantages_have_mean_0_and_standard_deviation_1_over_the_rows_that_count(n, seed, scale):
     adv, valid = random_rows(n, seed, scale)
@@ -250,7 +250,7 @@ def test_normalised_advantages_by_hand():
     assert adv.tolist() == pytest.approx([x / 5**0.5 for x in (-3, -1, 1, 3)], rel=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 30), seeds)
 def test_normalising_keeps_the_order_of_advantages(n, seed):
     adv, _ = random_rows(n, seed)
@@ -259,7 +259,7 @@ def test_normalising_keeps_the_order_of_advantages(n, seed):
     assert torch.equal(normalised.argsort(), adv.argsort())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 30), seeds, st.sampled_from((math.nan, math.inf, 1e30)))
 def test_rows_that_do_not_count_change_nothing_and_become_0(n, seed, poison):
     adv, valid = random_rows(n, seed)
@@ -270,7 +270,7 @@ def test_rows_that_do_not_count_change_nothing_and_become_0(n, seed, poison):
     np.testing.assert_allclose(normalised[valid].numpy(), alone.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 100), st.floats(-1e6, 1e6, width=32), st.integers(0, 3))
 @example(1, 5.0, 0)
 @example(2, 5.0, 0)
