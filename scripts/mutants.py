@@ -54,7 +54,7 @@ MUTANTS = (
         "ppo_kl/envs/autoreset.py",
         "valid = ~self._only_resets",
         "valid = np.ones_like(self._only_resets)",
-        "tests/envs",
+        "tests/envs/test_autoreset.py",
     ),
     Mutant(
         "KL direction swapped",
@@ -96,7 +96,7 @@ MUTANTS = (
         "ppo_kl/envs/guard.py",
         "np.random.SeedSequence(seed, spawn_key=(env, episode))",
         "np.random.SeedSequence(seed + env + episode)",
-        "tests/envs",
+        "tests/envs/test_make.py",
     ),
     Mutant(
         "advantage sign",
