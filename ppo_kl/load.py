@@ -193,9 +193,8 @@ def _env_layer(env: str) -> Located:
             if settings and isinstance(settings.value, dict) and _is_plain(settings.value, env):
                 return layer
         where = f"--env {env}"
-        named = Located({"env": Located({"id": Located(env, where)}, where)}, where)
-        if env.startswith("envpool/"):
-            return _merge(Located({"env": Located({"vectorization": Located("native", where)}, where)}, where), named)
+        own = {"id": env, "vectorization": "native"} if env.startswith("envpool/") else {"id": env}
+        named = Located({"env": Located({key: Located(value, where) for key, value in own.items()}, where)}, where)
         return _merge(read_yaml(SHIPPED / "env" / "atari.yaml"), named) if env.startswith("ALE/") else named
     try:
         path = _find("env", env, "--env")

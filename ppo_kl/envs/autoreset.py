@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import traceback
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_kl.envs.action_mask import allows_something, head_sizes
-from ppo_kl.errors import ConfigError, EnvDataError, EnvWarning, EnvWorkerError, PPOKLError
+from ppo_kl.envs.faults import close, raised
+from ppo_kl.errors import ConfigError, EnvDataError, PPOKLError
 from ppo_kl.observations import Array, each_part, over_parts, parts_of, read
 
 
@@ -128,10 +127,7 @@ class Environments:
         except PPOKLError:
             raise
         except Exception as error:
-            raise EnvWorkerError(
-                f"{self.env} raised in {call} after step {self.steps_done}: {type(error).__name__}: {error}; no update "
-                f"was made with what it sent, weights and checkpoints are as before\n{traceback.format_exc()}"
-            ) from error
+            raise raised(str(self.env), f"{call} after step {self.steps_done}", error) from error
 
     def _copied(self, sent: Any, *, single: bool = False) -> Any:
         """Observations as arrays of our own, `[N, *obs]`, or `[*obs]` of a single environment."""
@@ -194,14 +190,7 @@ class Environments:
 
     def close(self) -> None:
         """Close the environments and their processes; processes that are gone already are closed."""
-        try:
-            self.env.close()
-        except Exception as error:
-            warnings.warn(
-                f"{self.env} raised in close: {type(error).__name__}: {error}; what was done before stays",
-                EnvWarning,
-                stacklevel=2,
-            )
+        close(self.env, str(self.env))
 
 
 def _both(first: Array | None, other: Array | None) -> Array | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import numbers
-import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,8 @@ import gymnasium as gym
 import numpy as np
 
 from ppo_kl.envs.action_mask import flat_mask
-from ppo_kl.errors import EnvDataError, EnvWarning, EnvWorkerError, PPOKLError
+from ppo_kl.envs.faults import close, raised
+from ppo_kl.errors import EnvDataError, PPOKLError
 from ppo_kl.observations import Part, each_part, parts_of, read
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -107,15 +106,8 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, self._passed_on(info)
 
     def close(self) -> None:
-        """Close the environment; that it cannot be closed is worth a warning, and no reason to lose what was done."""
-        try:
-            self.env.close()
-        except Exception as error:
-            warnings.warn(
-                f"{self._where()} raised in close: {type(error).__name__}: {error}; what was done before stays",
-                EnvWarning,
-                stacklevel=2,
-            )
+        """Close the environment, or warn that it cannot be closed."""
+        close(self.env, self._where())
 
     def _called(self, call: str, function: Callable[[], Any]) -> Any:
         try:
@@ -123,10 +115,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         except PPOKLError:
             raise
         except Exception as error:
-            raise EnvWorkerError(
-                f"{self._where()} raised in {call}: {type(error).__name__}: {error}; no update was made with what it "
-                f"sent, weights and checkpoints are as before\n{traceback.format_exc()}"
-            ) from error
+            raise raised(self._where(), call, error) from error
 
     def _where(self) -> str:
         return f"environment {self._index} ({self._name}), step {self._steps} of its episode {self._episode - 1},"

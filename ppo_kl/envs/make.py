@@ -23,7 +23,6 @@ from ppo_kl.envs.guard import GuardedEnv, episode_seed
 from ppo_kl.envs.workers import WorkerVectorEnv, require_alike
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, import_modules, module_of
-from ppo_kl.observations import Array
 
 EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
@@ -90,11 +89,8 @@ def make_vector_env(
     episodes = list(first_episode) if first_episode is not None else [0] * config.num_envs
     if len(episodes) != config.num_envs:
         raise ConfigError(f"num_envs={config.num_envs}: this run was begun with {len(episodes)} environments")
-    seeds = [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-    if is_envpool(config.id):
-        made = Environments(make_envpool(config, _of_31_bits(seeds)))
-    elif config.vectorization == "native":
-        made = Environments(_native(config), _of_31_bits(seeds) if is_atari(config.id) else seeds[0])
+    if config.vectorization == "native" or is_envpool(config.id):
+        made = _native(config, [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)])
     else:
         # Refused here, before a process begins.
         for name in filter(module_of, (config.id, *config.wrappers)):
@@ -106,11 +102,6 @@ def make_vector_env(
             made = Environments(_sync(makers, autoreset))
     made.episodes_begun[:] = episodes
     return made
-
-
-def _of_31_bits(seeds: list[int]) -> Array:
-    """Seeds for environments written in C++, whose integers are smaller."""
-    return np.array([seed % 2**31 for seed in seeds])
 
 
 def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
@@ -129,12 +120,15 @@ def _itself(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env
 
 
-def _native(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
+def _native(config: EnvConfig, seeds: list[int]) -> Environments:
+    of_31_bits = np.array([seed % 2**31 for seed in seeds])  # integers are smaller in C++
+    if is_envpool(config.id):
+        return Environments(make_envpool(config, of_31_bits))
     prepare(config.id)
     atari = is_atari(config.id)
     kwargs = atari_kwargs(config.kwargs) if atari else config.kwargs
     try:
         env = gym.make_vec(config.id, config.num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        return WholeGames(env) if atari else env
+        return Environments(WholeGames(env), of_31_bits) if atari else Environments(env, seeds[0])
     except (gym.error.Error, ImportError, TypeError) as error:
         raise cannot_make(config, error) from error

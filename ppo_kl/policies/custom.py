@@ -82,7 +82,7 @@ class CustomPolicy(nn.Module):
         """As `Policy`: one step, or sequences step by step."""
         if not self.recurrent:
             out, value = self.module(obs)
-            return PolicyOutput(self.head.with_scale(out + self.head.bias, self.scale), value, ())
+            return PolicyOutput(self._params(out), value, ())
         if starts is not None:
             return self._step(obs, restarted(self, state, starts))
         params, values = [], []
@@ -95,7 +95,10 @@ class CustomPolicy(nn.Module):
 
     def _step(self, obs: Obs, state: State) -> PolicyOutput:
         out, value, state = self.module(obs, state)
-        return PolicyOutput(self.head.with_scale(out + self.head.bias, self.scale), value, state)
+        return PolicyOutput(self._params(out), value, state)
+
+    def _params(self, out: Tensor) -> Tensor:
+        return self.head.with_scale(out + self.head.bias, self.scale)
 
     def act(self, obs: Obs, state: State = (), starts: Tensor | None = None) -> tuple[Tensor, State]:
         """The parameters and the state."""

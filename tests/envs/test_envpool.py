@@ -118,6 +118,7 @@ def test_the_real_one_is_trained_on(name):
     pytest.importorskip("envpool")
     agent = Agent(f"envpool/{name}", overrides=SMALL)
     agent.learn(128)
-    agent.evaluate(1) if name != "Pong-v5" else None
+    if name != "Pong-v5":  # whose games are long
+        agent.evaluate(1)
     agent.close()
     assert agent.steps >= 128
