@@ -19,6 +19,7 @@ FLOORS = (
     {"batch", "policies", "checkpoint", "testing", "integrations"},
     {"envs", "diagnostics"},
     {"training"},
+    {"commands"},
     {"cli", "__main__", "__init__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,44 @@
+"""`ppo-kl evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from ppo_kl.imports import import_modules
+
+
+def evaluate(
+    run: Annotated[str, tyro.conf.Positional],
+    /,
+    episodes: int = 10,
+    stochastic: bool = False,
+    device: str | None = None,
+    plugin: tuple[str, ...] = (),
+) -> int:
+    """Play whole episodes with a trained agent, on environments of their own.
+
+    Args:
+        run: a run folder (its newest checkpoint) or a checkpoint.
+        episodes: how many.
+        stochastic: draw actions from the policy instead of taking the most likely ones.
+        device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
+        plugin: modules to import first, for an agent whose objective, environment or network is not one of ours.
+    """
+    import_modules(plugin, "--plugin")
+    from ppo_kl.training.agent import Agent
+
+    agent = Agent.load(run, device=device)
+    result = agent.evaluate(episodes, deterministic=not stochastic)
+    actions = "sampled" if stochastic else "most likely"
+    print(f"{agent.config.env.id}, {agent.config.objective.name}, trained for {agent.steps:,} steps")
+    print(
+        f"return {result.mean:.2f} ± {result.std:.2f} (mean ± SD of {len(result.returns)} episodes, {actions} actions)"
+    )
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Play whole episodes."""
+    return tyro.cli(evaluate, args=arguments, prog="ppo-kl evaluate")

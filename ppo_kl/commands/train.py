@@ -1,0 +1,103 @@
+"""`ppo-kl train`. Settings are read and checked before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import Any
+
+import tyro
+
+from ppo_kl.config import TrainConfig
+from ppo_kl.errors import ConfigError
+from ppo_kl.imports import import_modules, modules_in
+from ppo_kl.load import load_config, value_of
+
+TRAIN_HELP = """\
+Train an agent.
+
+Which settings to start from (files, or names of shipped ones):
+  --config FILE     a whole configuration, or a name in configs/recipes
+  --env NAME        a name in configs/env, a file, a Gymnasium id as Hopper-v5, or package.module:Id of your own
+                    (default: cartpole)
+  --env.kwargs.NAME VALUE, --env.wrappers.NAME[.KEY VALUE]
+                    what the environment is made with, as gravity 1.6, and the wrappers around it
+  --objective NAME  a name in configs/objective, as clip or kl_pi, or a file (default: kl_adaptive)
+  --kl-stop NAME    early stop of an update: off, sb3, cleanrl, spinningup, omnisafe, or a file
+  --runtime NAME    cpu, cuda, or a file
+  --objective.surrogate.kind, --objective.penalty.kind, --objective.controller.kind KIND
+                    another part in the objective's place, as k3 or pi, with its defaults
+  --plugin MODULE   import this first, once or more: it may register objectives, or hold the environment or the network
+                    that a run was made with, for --resume
+  --resume RUN      go on with a run where it stopped
+  --quiet           print nothing
+
+Every single setting is an option below; options win over files."""
+
+
+LAYERS = ("config", "env", "objective", "kl_stop", "runtime")
+"""Options that name files to start from, in the order in which later ones win."""
+PARTS = ("surrogate", "penalty", "controller")
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or go on with a run."""
+    chosen, rest = _chooser().parse_known_args(arguments)
+    import_modules(chosen.plugin, "--plugin")
+    if chosen.resume is not None:
+        named = [name.replace("_", "-") for name in LAYERS if getattr(chosen, name) is not None]
+        named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
+        if rest or named:
+            other = rest[0] if rest else f"--{named[0]}"
+            print(f"ppo-kl: error: --resume goes on with the run's own settings; {other} has no place", file=sys.stderr)
+            return 2
+        from ppo_kl.training.trainer import resume
+
+        return resume(chosen.resume, quiet=chosen.quiet).exit_status
+    layers = {name: getattr(chosen, name) for name in LAYERS}
+    kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
+    entries, rest = _entries(rest)
+    config = load_config(**layers, kinds=kinds, overrides=entries)
+    config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
+    import_modules(modules_in(config), "module")
+    from ppo_kl.training.trainer import train
+
+    return train(config, quiet=chosen.quiet).exit_status
+
+
+def _chooser() -> argparse.ArgumentParser:
+    chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
+    for name in (*LAYERS, "resume"):
+        chooser.add_argument(f"--{name.replace('_', '-')}")
+    for part in PARTS:
+        chooser.add_argument(f"--objective.{part}.kind", dest=part)
+    chooser.add_argument("--quiet", action="store_true")
+    chooser.add_argument("--plugin", action="append", default=[])
+    return chooser
+
+
+_ENTRY = re.compile(r"--(env\.(?:kwargs|wrappers)\.[^=\s]+)(?:=(.*))?")
+
+
+def _entries(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--env.kwargs.NAME VALUE` and `--env.wrappers.NAME[.KEY VALUE]` by dotted key, and the other arguments.
+
+    Their names are the environment's own, so that no parser can know them beforehand.
+    """
+    entries: dict[str, Any] = {}
+    rest: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        match = _ENTRY.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        key, value = match.groups()
+        if value is None and left and not left[0].startswith("--"):
+            value = left.pop(0)
+        if value is None and not key.startswith("env.wrappers."):
+            raise ConfigError(f"{argument}: needs a value")
+        entries[key] = {} if value is None else value_of(value)
+    return entries, rest
