@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.diagnostics import DiagnosticsConfig
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.policy import PolicyConfig
@@ -12,7 +13,15 @@ from ppo_kl.config.runtime import RuntimeConfig
 from ppo_kl.config.training import TrainingConfig
 from ppo_kl.errors import ConfigError
 
-__all__ = ["EnvConfig", "ObjectiveConfig", "PolicyConfig", "RuntimeConfig", "TrainConfig", "TrainingConfig"]
+__all__ = [
+    "DiagnosticsConfig",
+    "EnvConfig",
+    "ObjectiveConfig",
+    "PolicyConfig",
+    "RuntimeConfig",
+    "TrainConfig",
+    "TrainingConfig",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class TrainConfig(Settings):
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

@@ -13,13 +13,25 @@ from ppo_kl.config.checked import Settings, types_of
 from ppo_kl.config.objective import KINDS
 
 LAYOUT = {
-    "KL": {
-        "KL in its target band": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
-        "KL, both directions": ["Multiline", ["kl/forward$", "kl/reverse$"]],
-        "λ": ["Multiline", ["penalty/lambda"]],
+    "KL at a glance": {
+        "return, last 100 episodes": ["Multiline", ["rollout/return_last100"]],
+        "KL in its target band (nats)": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
+        "λ, and the λ that the objective amounts to": ["Multiline", ["penalty/lambda$", "penalty/implied_lambda"]],
+        "penalty's share of the loss": ["Multiline", ["penalty/share"]],
+        "KL as the epochs of an update went by (nats)": ["Multiline", [r"kl/epoch_\d+$"]],
+        "tail of the ratio": ["Multiline", ["ratio/min$", "ratio/max$"]],
+    },
+    "KL in detail": {
+        "KL, both directions (nats)": ["Multiline", ["kl/forward$", "kl/reverse$"]],
+        "mean, 95th percentile and largest of the states (nats)": [
+            "Multiline",
+            ["kl/forward$", "kl/forward_p95", "kl/forward_max"],
+        ],
+        "exact KL and its estimates (nats)": ["Multiline", ["kl/forward$", "kl/k1", "kl/k2", "kl/k3"]],
+        "parts of a Gaussian's KL (nats)": ["Multiline", ["kl/mean_part", "kl/scale_part"]],
         "clip fraction": ["Multiline", ["ratio/clip_fraction"]],
-        "return": ["Multiline", ["rollout/return_last100"]],
-    }
+        "gradients: penalty to surrogate, cosine": ["Multiline", ["penalty/grad_norm_ratio", "penalty/grad_cosine"]],
+    },
 }
 """The custom-scalars page, the same in every run, so that TensorBoard merges them; Multiline tags are patterns."""
 

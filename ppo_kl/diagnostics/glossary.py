@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -27,6 +28,12 @@ GLOSSARY: dict[str, Metric] = {
     "kl/k2": Metric("nats", "new", "mean", "estimate ½ (log r)²; biased"),
     "kl/k3": Metric("nats", "new", "mean", "estimate (r − 1) − log r; unbiased, never negative"),
     "kl/before_update": Metric("nats", "old", "mean", "kl/forward before the first step: 0 but for rounding"),
+    "kl/epoch_<i>": Metric(
+        "nats",
+        "update",
+        "mean",
+        "the inner loop: kl/forward as the minibatches of epoch i met it, before their steps (of at most 10 epochs)",
+    ),
     "kl/controlled": Metric("nats", "new", "mean", "the KL the controller sees: exact, in the penalty's direction"),
     "kl/target_ratio": Metric("1", "new", "mean", "kl/controlled / kl_target"),
     "kl/target_low": Metric("nats", "–", "constant", "below this the controller lowers λ"),
@@ -34,6 +41,19 @@ GLOSSARY: dict[str, Metric] = {
     "penalty/lambda": Metric("1", "–", "constant", "the λ this update used"),
     "penalty/loss": Metric("1", "new", "mean", "λ · mean penalty"),
     "penalty/share": Metric("1", "new", "mean", "|λ · mean penalty| / |mean surrogate|"),
+    "penalty/grad_norm_ratio": Metric(
+        "1", "new", "mean", "‖∇ penalty‖ / ‖∇ surrogate‖, λ included; every diagnostics.gradient_every iterations"
+    ),
+    "penalty/grad_cosine": Metric(
+        "1", "new", "mean", "cosine of ∇ surrogate and ∇ KL: −1 where the KL pulls straight back; as often"
+    ),
+    "penalty/implied_lambda": Metric(
+        "1",
+        "new",
+        "mean",
+        "the λ at which a KL penalty alone would pull as this objective does: ⟨∇ loss − ∇ L_ratio, ∇ KL⟩ / ‖∇ KL‖²; "
+        "as often",
+    ),
     "penalty/saturated": Metric("0 or 1", "–", "constant", "after adapting, λ stands at its min or max"),
     "penalty/nonfinite": Metric("count", "–", "constant", "non-finite KLs the controller met so far"),
     "ratio/mean": Metric("1", "new", "mean", "r = π_θ(a|s) / π_old(a|s)"),
@@ -72,12 +92,26 @@ GLOSSARY: dict[str, Metric] = {
     "time/steps_per_second": Metric("1/s", "–", "sum", "environment steps by wall clock, whole iteration"),
     "time/rollout_seconds": Metric("s", "–", "max", "collecting and advantage estimation"),
     "time/update_seconds": Metric("s", "–", "max", "gradient steps and measurement"),
+    "system/memory_mb": Metric("MB", "–", "max", "most memory the process held so far; on CUDA, of the device's"),
 }
 """Every tag that exists, in the order in which it is shown."""
+
+HISTOGRAMS: dict[str, Metric] = {
+    "kl/per_state": Metric("nats", "new", "histogram", "exact KL(π_old ‖ π_θ) of each state"),
+    "ratio/per_sample": Metric("1", "new", "histogram", "r of each sample"),
+    "policy/action_<i>": Metric("–", "old", "histogram", "number i of the actions, as sampled"),
+}
+"""In TensorBoard alone, every `diagnostics.histogram_every` iterations."""
+
+
+def metric_of(tag: str) -> Metric | None:
+    """What a tag means, the number in `kl/epoch_3` standing for any; none of a tag that is not ours."""
+    by_tag = GLOSSARY | HISTOGRAMS
+    return by_tag.get(tag) or by_tag.get(re.sub(r"_\d+$", "_<i>", tag))
 
 
 def as_markdown() -> str:
     """The table in the README."""
-    cells = [(f"`{tag}`", m.unit, m.theta, m.meaning.replace("|", "\\|")) for tag, m in GLOSSARY.items()]
+    cells = [(f"`{tag}`", m.unit, m.theta, m.meaning.replace("|", "\\|")) for tag, m in (GLOSSARY | HISTOGRAMS).items()]
     rows = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(["| tag | unit | at θ | meaning |", "|---|---|---|---|", *rows])

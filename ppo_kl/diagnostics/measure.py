@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,18 @@ def measure(policy: Policy, family: Family, objective: Objective, batch: Batch) 
 def _at_bound(log_std: Tensor, low: float, high: float) -> Tensor:
     """1 where the scale stands at a bound, up to rounding, else 0."""
     return ((log_std < low + 1e-4) | (log_std > high - 1e-4)).to(log_std.dtype)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory that PyTorch held on a CUDA device so far, or else this process, MB; NaN where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
 def explained_variance(value: Tensor, ret: Tensor, valid: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppo_kl import checkpoint
 from ppo_kl.batch import State
 from ppo_kl.config import ObjectiveConfig, TrainConfig
+from ppo_kl.diagnostics.histograms import Histogram
 from ppo_kl.envs.action_mask import allows_something
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
@@ -136,8 +137,8 @@ class Agent:
     def iterations_until(self, total_steps: int, since: int = 0) -> Iterator[Iteration]:
         """One iteration after the other until `total_steps` environment steps are done; schedules begin at `since`."""
         while self.steps < total_steps:
-            metrics = self.iterate((self.steps - since) / (total_steps - since))
-            yield Iteration(self, self.iterations, self.steps, total_steps, metrics)
+            metrics, histograms = self._iterate((self.steps - since) / (total_steps - since))
+            yield Iteration(self, self.iterations, self.steps, total_steps, metrics, histograms)
 
     def iterate(self, progress: float = 0.0) -> dict[str, float]:
         """One iteration, see `ppo_kl.training.iteration`; the metrics by tag.
@@ -149,6 +150,9 @@ class Agent:
             EnvDataError: an environment sent something that is not finite.
             DivergedError: too many gradient steps in a row were not finite.
         """
+        return self._iterate(progress)[0]
+
+    def _iterate(self, progress: float) -> tuple[dict[str, float], dict[str, Histogram]]:
         collector = self._ready_collector()
         outcome = iterate(self, collector, progress)
         self.steps += outcome.steps
@@ -164,7 +168,7 @@ class Agent:
                 "training.lr, or with another kl_target or clip_eps"
             )
         last100 = {"rollout/return_last100": float(np.mean(self.last100))} if self.last100 else {}
-        return outcome.metrics | last100
+        return outcome.metrics | last100, outcome.histograms
 
     def _ready_collector(self) -> Collector:
         """The collector; made anew after loading or an error that closed the environments, which begin new episodes."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ppo_kl.batch import Rollout, flatten
-from ppo_kl.diagnostics.measure import kl_before, measure
+from ppo_kl.diagnostics.gradients import gradient_anatomy
+from ppo_kl.diagnostics.histograms import Histogram, from_device, histograms
+from ppo_kl.diagnostics.measure import kl_before, measure, peak_memory_mb
 from ppo_kl.errors import EnvDataError
 from ppo_kl.observations import over_parts
 from ppo_kl.training.advantages import gae, normalize_advantages
@@ -37,6 +39,8 @@ class Iteration(NamedTuple):
     """Environment steps wanted."""
     metrics: dict[str, float]
     """By tag; see `ppo_kl.diagnostics.glossary`."""
+    histograms: dict[str, Histogram] = {}  # noqa: RUF012 - never written to
+    """By tag, in the iterations that have them."""
 
 
 class Callback(Protocol):
@@ -56,6 +60,7 @@ class Outcome(NamedTuple):
     """What `iterate` answers, read from the device once."""
 
     metrics: dict[str, float]
+    histograms: dict[str, Histogram]
     episodes: EpisodeStats
     steps: int
     """Environment steps, rows that are no transitions not counted."""
@@ -99,7 +104,12 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
 
     before = kl_before(policy, family, raw)
     updated = agent.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
-    measured = measure(policy, family, objective, raw if training.advantage_norm == "none" else normalized)
+    used = raw if training.advantage_norm == "none" else normalized
+    measured = measure(policy, family, objective, used)
+    diagnostics = agent.config.diagnostics
+    if _is_due(diagnostics.gradient_every, agent.iterations):
+        measured |= gradient_anatomy(policy, family, objective, used, training.minibatch_size)
+    spread = histograms(policy, family, used) if _is_due(diagnostics.histogram_every, agent.iterations) else {}
     objective.adapt_(measured["kl/controlled"])
     agent.obs_normalizer.update_(over_parts(lambda x: x.flatten(0, 1), rollout.obs), rollout.valid.flatten())
     agent.reward_scaler.update_(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid)
@@ -112,18 +122,32 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         "steps": rollout.valid.sum(),
         "skipped_in_a_row": agent.learner.skipped_in_a_row,
     }
-    numbers = torch.stack([x.double() for x in on_device.values()]).tolist()
-    metrics = dict(zip(on_device, numbers, strict=True))
+    numbers = _read({**on_device, **spread})
+    metrics = {tag: numbers[tag][0] for tag in on_device}
+    shown = {tag: found for tag in spread if (found := from_device(numbers[tag])) is not None}
     updating = time.perf_counter()
     steps, skipped = int(metrics.pop("steps")), int(metrics.pop("skipped_in_a_row"))
     seconds = {
         "time/steps_per_second": steps / (updating - begin),
         "time/rollout_seconds": collected - begin,
         "time/update_seconds": updating - collected,
+        "system/memory_mb": peak_memory_mb(agent.device),
     }
     if agent.config.env.nonfinite == "truncate":
         metrics["env/nonfinite"] = float(collector.nonfinite)
-    return Outcome(metrics | _of_episodes(episodes) | seconds, episodes, steps, skipped)
+    return Outcome(metrics | _of_episodes(episodes) | seconds, shown, episodes, steps, skipped)
+
+
+def _is_due(every: int | None, iterations: int) -> bool:
+    """Whether what is measured every so many iterations is measured after so many, the first time at once."""
+    return every is not None and iterations % every == 0
+
+
+def _read(tensors: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Every number of each tensor; the device is waited for once."""
+    flat = torch.cat([x.double().flatten() for x in tensors.values()]).tolist()
+    ends = np.cumsum([x.numel() for x in tensors.values()]).tolist()
+    return {tag: flat[end - x.numel() : end] for (tag, x), end in zip(tensors.items(), ends, strict=True)}
 
 
 def _require_representable(rollout: Rollout, ret: Tensor) -> None:

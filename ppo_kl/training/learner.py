@@ -25,6 +25,8 @@ from ppo_kl.training.parameters import FlatParameters
 BETA1, BETA2 = 0.9, 0.999
 MEANS = ("loss/policy", "loss/value", "loss/entropy", "loss/total", "optim/grad_norm")
 """What is averaged over the gradient steps of an update."""
+SHOWN_EPOCHS = 10
+"""Of more epochs the log has these many, evenly spaced, the first and the last among them."""
 
 
 class Losses(NamedTuple):
@@ -80,6 +82,7 @@ class Learner:
         self._kl_by_minibatch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "minibatch"
         self._kl_by_epoch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "epoch"
         self._epoch_kl = flat.new_zeros(2)
+        self._shown_epochs = _shown_epochs(config.num_epochs)
         self._sums = flat.new_zeros(len(MEANS))
         self._applied, self._skipped = flat.new_zeros(()), flat.new_zeros(())
         self._step = ENGINES[engine](self.step)
@@ -92,14 +95,16 @@ class Learner:
             progress: share of training that is done, in [0, 1); moves a linear learning rate.
 
         Returns:
-            Means over the gradient steps made, and counts, each `[]` on the device.
+            Means over the gradient steps made, counts, and the mean KL that the minibatches of an epoch met, of at most
+            `SHOWN_EPOCHS` epochs; each `[]` on the device.
         """
         config, stop = self.config, self.early_stop
         stop.begin_()
-        for buffer in (self._sums, self._applied, self._skipped):
+        for buffer in (self._sums, self._applied, self._skipped, self._epoch_kl):
             buffer.zero_()
         if config.lr_schedule != "kl_adaptive":
             torch.mul(self._base_lr, 1 - progress if config.lr_schedule == "linear" else 1.0, out=self._lr)
+        profile: dict[str, Tensor] = {}
         units = batch.units()
         num_rows = int(batch.valid.sum()) if batch.state else len(units)
         for epoch in range(config.num_epochs if num_rows else 0):
@@ -110,10 +115,14 @@ class Learner:
                 self._step(batch, index, valid)
                 if stop.ends_epoch():
                     break
+            mean_kl = self._epoch_kl[0] / self._epoch_kl[1]
+            self._epoch_kl.zero_()
             if self._kl_by_epoch:
-                self._adapt_lr(self._epoch_kl[0] / self._epoch_kl[1])
-                self._epoch_kl.zero_()
+                self._adapt_lr(mean_kl)
+            if epoch + 1 in self._shown_epochs:
+                profile[f"kl/epoch_{epoch + 1}"] = mean_kl
         return {
+            **profile,
             **dict(zip(MEANS, self._sums / self._applied, strict=True)),
             "optim/lr": self._lr[0].clone(),
             "optim/steps": self._applied.clone(),
@@ -140,8 +149,7 @@ class Learner:
             grad, norm = self._clip(grad)
             if self._kl_by_minibatch:
                 self._adapt_lr(losses.kl)
-            elif self._kl_by_epoch:
-                self._epoch_kl += torch.stack([losses.kl, torch.ones_like(losses.kl)])
+            self._epoch_kl += torch.stack([losses.kl, torch.ones_like(losses.kl)])
             finite, made = losses.total.isfinite() & norm.isfinite(), moves.any()
             self._adam(grad, finite & moves)
             means = torch.stack([losses.policy, losses.value, losses.entropy, losses.total, norm])
@@ -268,6 +276,11 @@ class Learner:
         self.generator = generator
         for old, value in new.values():
             old.copy_(value)
+
+
+def _shown_epochs(num_epochs: int) -> set[int]:
+    shown = min(num_epochs, SHOWN_EPOCHS)
+    return {1 + round(i * (num_epochs - 1) / max(shown - 1, 1)) for i in range(shown)}
 
 
 def value_loss(value: Tensor, value_old: Tensor, ret: Tensor, value_clip: float | None) -> Tensor:

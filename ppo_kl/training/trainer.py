@@ -115,7 +115,7 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
             for state in agent.iterations_until(config.total_steps):
                 with _output(folder):
                     for writer in writers:
-                        writer.write(state.steps, state.number, state.metrics)
+                        writer.write(state.steps, state.number, state.metrics, state.histograms)
                     if state.number % config.runtime.checkpoint_every == 0:
                         _save(agent, folder)
                 console.show(state.steps, state.metrics)

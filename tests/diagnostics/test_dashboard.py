@@ -11,21 +11,24 @@ import pytest
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.diagnostics.dashboard import HPARAM_METRICS, LAYOUT, hparam_summaries
-from ppo_kl.diagnostics.glossary import GLOSSARY
+from ppo_kl.diagnostics.glossary import GLOSSARY, metric_of
 from ppo_kl.load import load_config
 from ppo_kl.training.trainer import train
+
+PROFILE = r"kl/epoch_\d+"
 
 
 def test_every_tag_on_the_dashboard_is_in_the_glossary():
     charted = {tag.removesuffix("$") for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
-    assert charted | set(HPARAM_METRICS) <= set(GLOSSARY)
+    assert (charted - {PROFILE}) | set(HPARAM_METRICS) <= set(GLOSSARY)
+    assert re.fullmatch(PROFILE, "kl/epoch_10")
 
 
 def test_every_line_of_the_dashboard_is_one_tag_and_not_a_whole_family():
     # TensorBoard takes these for patterns: kl/forward alone would draw kl/forward_max and kl/forward_p95 too.
-    for kind, patterns in LAYOUT["KL"].values():
-        if kind == "Multiline":
-            assert all(len([tag for tag in GLOSSARY if re.match(pattern, tag)]) == 1 for pattern in patterns)
+    lines = [pattern for charts in LAYOUT.values() for kind, tags in charts.values() for pattern in tags]
+    for pattern in {x for x in lines if not x.startswith(PROFILE)}:
+        assert len([tag for tag in GLOSSARY if re.match(pattern, tag)]) == 1, pattern
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,8 +76,7 @@ def test_it_serves_the_scalars_of_both_runs(ask):
         assert {"kl/forward", "penalty/lambda", "ratio/clip_fraction", "loss/value", "time/update_seconds"} <= set(
             tags[run]
         )
-        unknown = set(tags[run]) - set(GLOSSARY)
-        assert not unknown
+        assert {tag for tag in tags[run] if metric_of(tag) is None} == set()
     assert "kl/target_low" in tags["CartPole-v1/kl_adaptive/seed0"]
     assert "kl/target_low" not in tags["CartPole-v1/clip/seed0"]
 
@@ -86,11 +88,27 @@ def test_it_serves_the_points_over_environment_steps(ask):
 
 def test_it_serves_the_layout_with_the_band(ask):
     layout = ask("custom_scalars/layout")
-    (category,) = layout["category"]
-    charts = {chart["title"]: chart for chart in category["chart"]}
-    (series,) = charts["KL in its target band"]["margin"]["series"]
+    glance, _ = layout["category"]
+    charts = {chart["title"]: chart for chart in glance["chart"]}
+    (series,) = charts["KL in its target band (nats)"]["margin"]["series"]
     assert series == {"value": "kl/controlled", "lower": "kl/target_low", "upper": "kl/target_high"}
-    assert charts["λ"]["multiline"]["tag"] == ["penalty/lambda"]
+    assert charts["penalty's share of the loss"]["multiline"]["tag"] == ["penalty/share"]
+
+
+def test_it_says_beside_each_chart_what_the_tag_means(ask):
+    told = ask("scalars/tags")["CartPole-v1/clip/seed0"]
+    assert GLOSSARY["ratio/clip_fraction"].meaning.split(" (")[0] in told["ratio/clip_fraction"]["description"]
+    assert "epoch i met it" in told["kl/epoch_1"]["description"]
+
+
+def test_it_serves_histograms_and_the_configuration_as_text(ask):
+    run = "CartPole-v1/kl_adaptive/seed0"
+    assert {"kl/per_state", "ratio/per_sample", "policy/action_0"} <= set(ask("histograms/tags")[run])
+    (_, step, buckets), *_ = ask(f"histograms/histograms?run={run}&tag=policy/action_0")
+    assert step == 256
+    assert sum(count for _, _, count in buckets) == 256
+    (text, *_) = ask(f"text/text?run={run}&tag=config/text_summary")
+    assert "kl_target: 0.01" in text["text"]
 
 
 def test_it_serves_one_table_with_the_settings_of_both_families(ask):

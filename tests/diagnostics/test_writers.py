@@ -6,6 +6,7 @@ import math
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_kl.config import TrainConfig
+from ppo_kl.diagnostics.histograms import Histogram
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
 
 
@@ -50,6 +51,19 @@ def test_tensorboard_gets_each_value_at_its_environment_step(tmp_path):
     writer.write(512, 2, {"kl/forward": 0.25})
     writer.close(True)
     assert scalars(tmp_path, "kl/forward") == [(256, 0.5), (512, 0.25)]
+
+
+def test_a_histogram_keeps_its_buckets(tmp_path):
+    writer = TensorBoardWriter(tmp_path, TrainConfig())
+    writer.write(256, 1, {}, {"kl/per_state": Histogram([0.0, 0.25, 1.0], [3.0, 1.0])})
+    writer.close(True)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Histograms("kl/per_state")
+    assert event.step == 256
+    told = event.histogram_value
+    assert (told.min, told.max, told.num) == (0.0, 1.0, 4.0)
+    assert (list(told.bucket_limit), list(told.bucket)) == ([0.25, 1.0], [3.0, 1.0])
 
 
 def test_a_resumed_run_purges_what_came_after_its_checkpoint(tmp_path):

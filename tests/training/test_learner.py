@@ -539,6 +539,30 @@ def test_the_metrics_of_an_update_are_means_over_its_steps():
     assert metrics["optim/steps"].item() == 2
 
 
+def test_the_profile_of_an_update_is_the_kl_its_minibatches_met_epoch_by_epoch():
+    learner = make(num_epochs=3, minibatch_size=5, lr=0.01)
+    batch = batch_of(learner, 10)
+    met: list[float] = []
+    plain = learner.loss
+    learner.loss = lambda output, rows: met.append((losses := plain(output, rows)).kl.item()) or losses
+    told = learner.update(batch, 0.0)
+    assert met[0] < 1e-12  # before the first step
+    for i in range(3):
+        assert told[f"kl/epoch_{i + 1}"].item() == pytest.approx((met[2 * i] + met[2 * i + 1]) / 2, rel=1e-5)
+    assert told["kl/epoch_3"] > told["kl/epoch_1"]
+
+
+def test_of_many_epochs_ten_are_told_and_of_those_that_were_not_run_none():
+    learner = make(num_epochs=80, minibatch_size=10)
+    told = learner.update(batch_of(learner, 10), 0.0)
+    shown = [int(tag.removeprefix("kl/epoch_")) for tag in told if tag.startswith("kl/epoch_")]
+    assert len(shown) == 10
+    assert (shown[0], shown[-1]) == (1, 80)
+    stopped = make(num_epochs=4, minibatch_size=10, lr=0.1, kl_stop=KLStop("after_epoch", threshold=1e-6))
+    told = stopped.update(batch_of(stopped, 10), 0.0)
+    assert [tag for tag in told if tag.startswith("kl/epoch_")] == ["kl/epoch_1"]
+
+
 def test_the_metrics_of_one_update_do_not_change_with_the_next():
     learner = make(lr_schedule="linear")
     batch = batch_of(learner)

@@ -217,7 +217,7 @@ def test_a_callback_that_answers_nothing_lets_the_run_go_on(tmp_path):
 def test_a_disk_that_is_full_is_an_output_error_and_earlier_checkpoints_stay(tmp_path, monkeypatch):
     write, full = JsonLinesWriter.write, OSError(errno.ENOSPC, "No space left on device")
 
-    def until_full(self, steps, iteration, metrics):
+    def until_full(self, steps, iteration, metrics, histograms):
         if iteration == 3:
             raise full
         write(self, steps, iteration, metrics)
