@@ -13,9 +13,13 @@ from ppo_kl.config.checked import Settings, types_of
 from ppo_kl.config.objective import KINDS
 
 LAYOUT = {
+    # A category of its own: among others TensorBoard puts a Margin chart last.
+    "KL in its target band": {
+        "KL of each update (nats)": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
+    },
     "KL at a glance": {
         "return, last 100 episodes": ["Multiline", ["rollout/return_last100"]],
-        "KL in its target band (nats)": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
+        "KL of each update, with or without a target (nats)": ["Multiline", ["kl/controlled"]],
         "λ, and the λ that the objective amounts to": ["Multiline", ["penalty/lambda$", "penalty/implied_lambda"]],
         "penalty's share of the loss": ["Multiline", ["penalty/share"]],
         "KL as the epochs of an update went by (nats)": ["Multiline", [r"kl/epoch_\d+$"]],

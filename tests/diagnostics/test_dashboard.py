@@ -88,9 +88,9 @@ def test_it_serves_the_points_over_environment_steps(ask):
 
 def test_it_serves_the_layout_with_the_band(ask):
     layout = ask("custom_scalars/layout")
-    glance, _ = layout["category"]
+    band, glance, _ = layout["category"]
+    (series,) = band["chart"][0]["margin"]["series"]
     charts = {chart["title"]: chart for chart in glance["chart"]}
-    (series,) = charts["KL in its target band (nats)"]["margin"]["series"]
     assert series == {"value": "kl/controlled", "lower": "kl/target_low", "upper": "kl/target_high"}
     assert charts["penalty's share of the loss"]["multiline"]["tag"] == ["penalty/share"]
 
