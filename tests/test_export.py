@@ -60,7 +60,7 @@ for _name in OBSERVATIONS:
 
 def saved(path, name="CartPole-v1", **overrides):
     """A checkpoint of an agent that has learned a little, so that its normaliser and its scales have moved."""
-    overrides = {"training__num_steps": 8, "training__lr": 0.01, **overrides}
+    overrides = {"training__num_steps": 8, "training__lr": 1e-3, **overrides}
     agent = small_agent(name, **overrides)
     try:
         agent.learn(16)
@@ -106,6 +106,7 @@ def test_what_is_loaded_acts_bit_for_bit_as_the_agent(tmp_path, kind):
     assert done.files == ["README.md", "config.yaml", "policy.safetensors", "spaces.json"]
     agent, other = Agent.load(path), load(done.folder, device="cpu")
     assert equal(agent, other, trial(agent))
+    assert answers(agent, trial(agent))[0]["params"].std(0).max() > 1e-4, "answers alike, which no test can tell apart"
     assert (other.steps, other.iterations) == (agent.steps, agent.iterations)
 
 
@@ -132,7 +133,7 @@ def test_weights_that_act_differently_are_noticed_and_nothing_is_left(tmp_path, 
 # --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["Discrete, normalised", "Box, tanh", "Tuple with float16", "Dict obs", "GRU"])
+@pytest.mark.parametrize("kind", ["Box, tanh", "Tuple with float16", "Dict obs", "GRU"])
 def test_the_graph_acts_as_the_agent_and_says_what_it_takes(tmp_path, kind):
     path = saved(tmp_path, **KINDS[kind])
     done = export_run(path, tmp_path / "out", "onnx", episodes=0)
@@ -231,7 +232,7 @@ def test_the_card_says_what_was_trained_and_measured(exported):
     assert f"| {kl:.4g} nats (median of {len(rows)} iterations" in text
     assert "kind: forward_kl" in text
     assert "| 2,048 |" in text
-    assert "| input | `obs` | float | ['batch', 4] |" in text
+    assert "| input | `obs` | float | [batch, 4] |" in text
 
 
 def test_the_code_on_the_card_and_on_the_page_plays_the_same_episode(exported):
@@ -323,7 +324,7 @@ def test_a_module_that_an_export_names_is_not_imported(tmp_path):
     done = export_run(path, tmp_path / "out", "safetensors", episodes=0)
     assert "import my_nets" in (done.folder / "README.md").read_text()
     text = (done.folder / "config.yaml").read_text()
-    (done.folder / "config.yaml").write_text(text.replace("my_nets:Plain", "antigravity:Plain"))
+    (done.folder / "config.yaml").write_text(text.replace("my_nets:Plain", "this:Plain"))
     with pytest.raises(ConfigError, match="is not imported"):
         load(done.folder)
-    assert "antigravity" not in sys.modules
+    assert "this" not in sys.modules

@@ -75,38 +75,31 @@ def _what(agent: Agent, played: Evaluation | None, kl: Sequence[float]) -> str:
 
 def _load(agent: Agent) -> str:
     config = agent.config
-    lines = [
-        f"import {module}  # what the agent is made of; nothing imports it by itself" for module in _modules(agent)
-    ]
+    modules = dict.fromkeys(modules_in(config))
+    lines = [f"import {module}  # what the agent is made of; nothing imports it by itself" for module in modules]
     if config.env.vectorization == "native":
-        body = ["from ppo_kl.export import load", "", 'agent = load(".")', "print(agent.evaluate(episodes=1))"]
-        return _code("## Play", [*lines, *body])
-    memory = ["memory = agent.new_memory()"] if agent.recurrent else []
-    given = "obs, memory=memory" if agent.recurrent else "obs"
-    body = [
-        "from ppo_kl.envs.build import build",
-        "from ppo_kl.export import load",
-        "",
-        'agent = load(".")  # this folder',
-        "env = build(agent.config.env)",
-        *memory,
-        "obs, info = env.reset(seed=0)",
-        "total, over = 0.0, False",
-        "while not over:",
-        f"    obs, reward, terminated, truncated, info = env.step(agent.act({given}))",
-        "    total, over = total + float(reward), terminated or truncated",
-        'print("return", total)',
-    ]
-    masks = (
-        '\n\nWhere the environment sends `info["action_mask"]`, give it: `agent.act(obs, action_mask=...)`.'
-        if agent.family.mask_sizes
-        else ""
-    )
-    return _code('## Play\n\n`pip install "ppo-kl[export]"`, then, in this folder:', [*lines, *body]) + masks
+        lines += ["from ppo_kl.export import load", "", 'agent = load(".")  # this folder', "print(agent.evaluate(1))"]
+    else:
+        lines += ["from ppo_kl.envs.build import build", "from ppo_kl.export import load", ""]
+        lines += ['agent = load(".")  # this folder', "env = build(agent.config.env)"]
+        lines += ["memory = agent.new_memory()"] if agent.recurrent else []
+        lines += [
+            "obs, info = env.reset(seed=0)",
+            "total, over = 0.0, False",
+            "while not over:",
+            f"    action = agent.act(obs{', memory=memory' if agent.recurrent else ''})",
+            "    obs, reward, terminated, truncated, info = env.step(action)",
+            "    total, over = total + float(reward), terminated or truncated",
+            'print("return", total)',
+        ]
+    text = ["## Play", "", '`pip install "ppo-kl[export]"`, then, in this folder:', "", "```python", *lines, "```"]
+    if agent.family.mask_sizes:
+        text += ["", 'Where the environment sends `info["action_mask"]`, give it: `agent.act(obs, action_mask=...)`.']
+    return "\n".join(text)
 
 
 def _graph(agent: Agent, graph: Sequence[Row]) -> str:
-    rows = [f"| {side} | `{name}` | {kind} | {shape} |" for side, name, kind, shape in graph]
+    rows = [f"| {side} | `{name}` | {kind} | [{', '.join(map(str, shape))}] |" for side, name, kind, shape in graph]
     text = (
         "## ONNX\n\n`policy.onnx` takes observations as the environment sends them, cast to the type below, and gives "
         "the most likely action as the environment takes it; normalisation, clipping and stretching are in the graph. "
@@ -130,12 +123,4 @@ def _objective(agent: Agent) -> str:
 
 def _versions() -> str:
     found = ", ".join(f"{name} {version(name)}" for name in ("torch", "gymnasium", "numpy"))
-    return f"## Versions\n\nppo_kl {__version__}, {found}"
-
-
-def _modules(agent: Agent) -> list[str]:
-    return list(dict.fromkeys(modules_in(agent.config)))
-
-
-def _code(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([title, "", "```python", *lines, "```"])
+    return f"## Versions\n\nExported with ppo_kl {__version__}, {found}"
