@@ -14,6 +14,7 @@ from ppo_kl.errors import EnvWarning, PPOKLError
 COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
     "evaluate": "play whole episodes with a trained agent",
+    "export": "write a trained agent as safetensors and ONNX, with a model card",
 }
 """Command -> what it does; `ppo_kl.commands.COMMAND` is loaded when it is called."""
 

@@ -19,6 +19,7 @@ FLOORS = (
     {"batch", "policies", "checkpoint", "testing", "integrations"},
     {"envs", "diagnostics"},
     {"training"},
+    {"export"},
     {"commands"},
     {"cli", "__main__", "__init__"},
 )
@@ -94,11 +95,12 @@ def test_the_objectives_load_torch_and_no_environment_file_or_log_library():
     loaded = loaded_by("import ppo_kl.objectives")
     assert "torch" in loaded
     assert not loaded & {"gymnasium", "yaml", "tyro", "tensorboard", "rich", "matplotlib"}
+    assert not loaded & {"safetensors", "onnx", "onnxruntime", "onnxscript"}
     assert not loaded & {"stable_baselines3", "torchrl", "tensordict", "skrl", "tianshou"}
 
 
 def test_help_and_a_typo_are_answered_without_torch():
-    for arguments in (["train", "--help"], ["train", "--seed", "x"], ["evaluate", "--help"]):
+    for arguments in (["train", "--help"], ["train", "--seed", "x"], ["evaluate", "--help"], ["export", "--help"]):
         code = (
             "import sys, io, contextlib\n"
             "from ppo_kl.cli import main\n"
