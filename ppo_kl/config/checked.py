@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import types
@@ -68,6 +69,7 @@ def require_default(config: Settings, names: Iterable[str], reason: str) -> None
             raise ConfigError(f"{field.name}={value!r}: would be ignored: {reason}", field.name)
 
 
+@functools.cache
 def types_of(cls: type) -> dict[str, Any]:
     """The resolved type of each field of a settings class."""
     return typing.get_type_hints(cls)
@@ -96,7 +98,7 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
             raise ConfigError(f"{key}={value!r}: expected names with values", key)
         return {_word(key, k): check_value(f"{key}.{k}", v, args[1], bounds) for k, v in value.items()}
     if kind is float and type(value) is int:
-        value = float(value) if abs(value) <= LARGEST else math.copysign(math.inf, value)
+        value = float(value) if abs(value) <= LARGEST else math.inf if value > 0 else -math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{key}={value!r}: expected {kind.__name__}, got {type(value).__name__}", key)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
