@@ -69,10 +69,8 @@ def require_default(config: Settings, names: Iterable[str], reason: str) -> None
             raise ConfigError(f"{field.name}={value!r}: would be ignored: {reason}", field.name)
 
 
-@functools.cache
-def types_of(cls: type) -> dict[str, Any]:
-    """The resolved type of each field of a settings class."""
-    return typing.get_type_hints(cls)
+types_of: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""The resolved type of each field of a settings class."""
 
 
 def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) -> Any:
