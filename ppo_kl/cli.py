@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
     "evaluate": "play whole episodes with a trained agent",
     "export": "write a trained agent as safetensors and ONNX, with a model card",
+    "completion": "print a script that completes these commands and their options in your shell",
 }
 """Command -> what it does; `ppo_kl.commands.COMMAND` is loaded when it is called."""
 
@@ -22,7 +23,7 @@ USAGE = "\n".join(
     [
         "usage: ppo-kl COMMAND [OPTIONS]",
         "",
-        *(f"  {name:10} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:11} {what}" for name, what in COMMANDS.items()),
         "",
         "ppo-kl COMMAND --help says more.",
     ]

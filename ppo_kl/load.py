@@ -20,6 +20,7 @@ from ppo_kl.config import TrainConfig
 from ppo_kl.config.checked import Settings, nearest, types_of
 from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
+from ppo_kl.config.unknown import whose
 from ppo_kl.errors import ConfigError
 from ppo_kl.imports import import_modules, modules_in
 
@@ -139,7 +140,7 @@ def _find(group: str, name: str, option: str) -> Path:
     """The file that `name` means: a path as it is, a bare name in the shipped folder `group`."""
     path = Path(name) if _is_path(name) else SHIPPED / group / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"{option} {name}: no such file or name{nearest(name, _shipped(group))}")
+        raise ConfigError(f"{option} {name}: no such file or name{nearest(name, shipped(group))}")
     return path
 
 
@@ -148,13 +149,14 @@ def _is_path(name: str) -> bool:
     return path.suffix in (".yaml", ".yml") or path.name != name
 
 
-def _shipped(group: str) -> list[str]:
+def shipped(group: str) -> list[str]:
+    """The names of the files in a folder of the shipped configs, as `env`."""
     return sorted(p.stem for p in (SHIPPED / group).glob("*.yaml"))
 
 
 def _objective_layer(objective: str) -> Located:
     """The YAML named `objective`, or the preset of that name that a plug-in or an installed package added."""
-    if _is_path(objective) or objective in _shipped("objective"):
+    if _is_path(objective) or objective in shipped("objective"):
         return read_yaml(_find("objective", objective, "--objective"))
     preset = preset_named(objective, "--objective")
     return _compose(yaml.safe_dump({"objective": to_dict(preset)}), f"preset {objective}")
@@ -187,7 +189,7 @@ def _env_layer(env: str) -> Located:
     Atari's games have one setting: without its preprocessing they are another environment.
     """
     if re.search(r"-v\d+$|:\w", env):
-        for name in _shipped("env"):
+        for name in shipped("env"):
             layer = read_yaml(SHIPPED / "env" / f"{name}.yaml")
             settings = layer.value.get("env") if isinstance(layer.value, dict) else None
             if settings and isinstance(settings.value, dict) and _is_plain(settings.value, env):
@@ -259,7 +261,7 @@ def _merge(base: Located, over: Located) -> Located:
     old, new = base.value, over.value
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return over
-    if "kind" in new and ("kind" not in old or old["kind"].value != new["kind"].value):
+    if "kind" in new and "kind" in old and old["kind"].value != new["kind"].value:
         return over
     merged = {key: _merge(old[key], value) if key in old else value for key, value in new.items()}
     return Located({**old, **merged}, over.where)
@@ -317,10 +319,17 @@ def _free(node: Located) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
-        return int(text)
+        return _free_whole(node)
     if re.fullmatch(r"[+-]?\.inf|\.nan", text):
         return float(text.replace(".", ""))
     return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else text
+
+
+def _free_whole(node: Located) -> int:
+    try:
+        return int(str(node.value))
+    except ValueError as error:
+        raise ConfigError(f"{node.where}: {error}") from None
 
 
 def _scalar(text: str, kind: Any, where: str, key: str) -> Any:
@@ -364,7 +373,7 @@ def _decode_settings(node: Located, cls: type[Settings], key: str) -> Settings:
     for name, value in items.items():
         dotted = f"{key}.{name}" if key else name
         if name not in names:
-            raise ConfigError(f"{value.where}: {dotted}: unknown key{nearest(name, names)}")
+            raise ConfigError(f"{value.where}: {dotted}: unknown key{whose(name, cls)}")
         values[name] = _decode(value, declared[name], dotted)
     try:
         return cls(**values)
@@ -397,7 +406,7 @@ def _override(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     for key, value in changes.items():
         name, _, rest = key.partition(".")
         if name not in names:
-            raise ConfigError(f"{prefix}{key}={value!r}: unknown key{nearest(name, names)}")
+            raise ConfigError(f"{prefix}{key}={value!r}: unknown key{whose(name, type(config))}")
         if rest and isinstance(getattr(config, name), dict):
             values[name] = _with_entry(values.get(name, getattr(config, name)), rest, value, f"{prefix}{name}.")
             continue

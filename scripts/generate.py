@@ -1,5 +1,6 @@
 """Writes what is generated: configs/objective and configs/kl_stop from the presets, MuJoCo's configs/env from the
-paper's recipe, the README's tables, docs/kl.md, and the scripts in the other pages of docs.
+paper's recipe, the README's tables, docs/kl.md, the settings in docs/configuration.md, and the scripts in the other
+pages of docs.
 
 python scripts/generate.py           writes
 python scripts/generate.py --check   says what differs, and exits with 1
@@ -11,13 +12,14 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ppo_kl.config.presets import PRESETS, PUBLISHED
+from ppo_kl.config.reference import as_markdown as settings_as_markdown
+from ppo_kl.config.reference import row
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.diagnostics import glossary
 from ppo_kl.load import to_dict
@@ -38,6 +40,7 @@ MUJOCO = {
 }
 """Environment id by the name of its file in configs/env."""
 ENVIRONMENT_RUNS = ROOT / "docs" / "results" / "environments.json"
+SETTINGS_PAGE = ROOT / "docs" / "configuration.md"
 KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
 
 
@@ -63,6 +66,7 @@ def generated() -> dict[Path, str]:
     files[readme] = text
     for page in sorted((ROOT / "docs").glob("*.md")):
         files[page] = with_scripts(page.read_text())
+    files[SETTINGS_PAGE] = with_section(files[SETTINGS_PAGE], "settings", settings_as_markdown())
     return files
 
 
@@ -94,9 +98,9 @@ def objectives_as_markdown() -> str:
         formula, *_ = (make.__doc__ or "").partition("\n\n")
         said = dict(re.findall(r"^ +(Use|Known|Source): (.+)$", make.__doc__ or "", re.MULTILINE))
         cells = (" ".join(formula.split()), said["Use"], said["Known"], said["Source"])
-        rows.append(_row([f"`{make.__name__}`", *(cell.removesuffix(".") for cell in cells)]))
+        rows.append(row([f"`{make.__name__}`", *(cell.removesuffix(".") for cell in cells)]))
     return "\n".join(
-        [_row(("objective", "loss", "use it", "what is known of it", "source")), "|---|---|---|---|---|", *rows]
+        [row(("objective", "loss", "use it", "what is known of it", "source")), "|---|---|---|---|---|", *rows]
     )
 
 
@@ -104,7 +108,7 @@ def runs_as_markdown() -> str:
     """The table of returns and realised KL, from the recorded runs."""
     results = json.loads(PRESET_RUNS.read_text())
     recorded = results["runs"]
-    rows = [_row(("objective", "CartPole: return", "KL of an update", "Pendulum: return", "KL of an update"))]
+    rows = [row(("objective", "CartPole: return", "KL of an update", "Pendulum: return", "KL of an update"))]
     rows.append("|---|---|---|---|---|")
     for name, envs in recorded.items():
         cells = [f"`{name}`"]
@@ -114,27 +118,22 @@ def runs_as_markdown() -> str:
             cells.append(f"{statistics.fmean(returns):.0f} ± {statistics.stdev(returns):.0f}".replace("-", "−"))
             median, mean = (statistics.median(run[key] for run in runs) for key in ("kl_median", "kl_mean"))
             cells.append(f"{median:.4f} ({mean:.4f})")
-        rows.append(_row(cells))
+        rows.append(row(cells))
     made = f"Made by commit {results['commit']}, torch {results['torch']}."
     return "\n".join([*rows, "", made])
 
 
 def environments_as_markdown() -> str:
     """The table of tuned files, from the recorded runs: each seed's return, and the KL of an update."""
-    rows = [_row(("`--env`", "steps", "`kl_adaptive`", "KL", "`clip`", "KL")), "|---|---|---|---|---|---|"]
+    rows = [row(("`--env`", "steps", "`kl_adaptive`", "KL", "`clip`", "KL")), "|---|---|---|---|---|---|"]
     for name, runs in json.loads(ENVIRONMENT_RUNS.read_text()).items():
         cells = [f"`{name}`", f"{runs['steps']:,}"]
         for objective in ("kl_adaptive", "clip"):
             seeds = [run for _, run in sorted(runs[objective].items())]
             cells.append(" ".join(f"{run['return']:.0f}" for run in seeds).replace("-", "−"))
             cells.append(f"{statistics.median(run['kl_median'] for run in seeds):.4f}")
-        rows.append(_row(cells))
+        rows.append(row(cells))
     return "\n".join(rows)
-
-
-def _row(cells: Iterable[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def executed(script: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import tyro
 
 from ppo_kl.config import TrainConfig
+from ppo_kl.config.objective import ObjectiveConfig
+from ppo_kl.config.unknown import kinds_with, whose
 from ppo_kl.errors import ConfigError
 from ppo_kl.imports import import_modules, modules_in
 from ppo_kl.load import load_config, value_of
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)
     config = load_config(**layers, kinds=kinds, overrides=entries)
+    _refuse_of_other_parts(rest, config.objective)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
     import_modules(modules_in(config), "module")
     from ppo_kl.training.trainer import train
@@ -75,6 +78,19 @@ def _chooser() -> argparse.ArgumentParser:
     chooser.add_argument("--quiet", action="store_true")
     chooser.add_argument("--plugin", action="append", default=[])
     return chooser
+
+
+_OF_A_PART = re.compile(rf"--objective\.({'|'.join(PARTS)})\.([\w-]+)(?:=.*)?", re.DOTALL)
+
+
+def _refuse_of_other_parts(arguments: list[str], objective: ObjectiveConfig) -> None:
+    """Say whose an option is that the chosen objective's part does not have; what nobody has, tyro answers."""
+    for argument in arguments:
+        if match := _OF_A_PART.fullmatch(argument):
+            part, name = type(getattr(objective, match[1])), match[2].replace("-", "_")
+            if not hasattr(part, name) and kinds_with(name):
+                option = argument.partition("=")[0]
+                raise ConfigError(f"{option}: objective {objective.name!r} has no such setting{whose(name, part)}")
 
 
 _ENTRY = re.compile(r"--(env\.(?:kwargs|wrappers)\.[^=\s]+)(?:=(.*))?")

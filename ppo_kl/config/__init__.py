@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ppo_kl.config.checked import Settings, setting
 from ppo_kl.config.diagnostics import DiagnosticsConfig
@@ -10,7 +12,7 @@ from ppo_kl.config.env import EnvConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.runtime import RuntimeConfig
-from ppo_kl.config.training import TrainingConfig
+from ppo_kl.config.training import MAX_SAMPLES, TrainingConfig
 from ppo_kl.errors import ConfigError
 
 __all__ = [
@@ -23,14 +25,19 @@ __all__ = [
     "TrainingConfig",
 ]
 
+if TYPE_CHECKING:  # a configuration always has one: none is replaced when it is made
+    Seed = int
+else:
+    Seed = int | None
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
     """A whole training run."""
 
-    seed: int = setting(0, at_least=0, below=2**64)
-    """Every random stream of the run is derived from it."""
-    total_steps: int = setting(100_000, at_least=1)
+    seed: Seed = setting(0, at_least=0, below=2**64)  # noqa: RUF009 (an int is no shared default)
+    """Every random stream of the run is derived from it; none: one is drawn, said, and saved in its place."""
+    total_steps: int = setting(100_000, at_least=1, at_most=10**15)
     """Environment steps to train for; the last rollout is completed, so a run ends at or just after it."""
     runs_dir: str = "runs"
     """Runs lie in runs_dir/ENV/OBJECTIVE/seedK."""
@@ -43,6 +50,15 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))
+        samples = self.env.num_envs * self.training.num_steps
+        if samples > MAX_SAMPLES:
+            raise ConfigError(
+                f"training.num_steps={self.training.num_steps!r}: times env.num_envs={self.env.num_envs!r} is "
+                f"{samples:,} samples in a rollout; allowed: <= {MAX_SAMPLES:,}",
+                "training",
+            )
         length = self.training.sequence_length
         if self.policy.memory == "none" and self.policy.module is None and length != TrainingConfig.sequence_length:
             raise ConfigError(

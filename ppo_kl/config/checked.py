@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import types
@@ -16,6 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from ppo_kl.errors import ConfigError
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""What a number with a point may measure, apart from 0: training computes in single precision, where squares of
+anything beyond are 0 or infinite."""
 
 
 def setting(
@@ -26,7 +31,11 @@ def setting(
     below: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A dataclass field with a range: open bounds are `above` and `below`, closed ones `at_least` and `at_most`."""
+    """A dataclass field with a range: open bounds are `above` and `below`, closed ones `at_least` and `at_most`.
+
+    An upper bound far beyond what anybody means is there for a slip of the keyboard, which would otherwise end a run
+    in a crash or for want of memory.
+    """
     bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
     return dataclasses.field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
 
@@ -60,9 +69,8 @@ def require_default(config: Settings, names: Iterable[str], reason: str) -> None
             raise ConfigError(f"{field.name}={value!r}: would be ignored: {reason}", field.name)
 
 
-def types_of(cls: type) -> dict[str, Any]:
-    """The resolved type of each field of a settings class."""
-    return typing.get_type_hints(cls)
+types_of: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""The resolved type of each field of a settings class."""
 
 
 def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) -> Any:
@@ -88,7 +96,7 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
             raise ConfigError(f"{key}={value!r}: expected names with values", key)
         return {_word(key, k): check_value(f"{key}.{k}", v, args[1], bounds) for k, v in value.items()}
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= LARGEST else math.inf if value > 0 else -math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{key}={value!r}: expected {kind.__name__}, got {type(value).__name__}", key)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -122,5 +130,17 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
 def _check_range(key: str, value: float, bounds: Mapping[str, float]) -> None:
     finite = isinstance(value, int) or math.isfinite(value)
     if not finite or not all(_HOLDS[sign](value, bound) for sign, bound in bounds.items()):
-        allowed = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
-        raise ConfigError(f"{key}={value!r}: allowed: {allowed or 'a finite number'}", key)
+        raise ConfigError(f"{key}={value!r}: allowed: {allowed(bounds) or 'a finite number'}", key)
+    if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+        raise ConfigError(f"{key}={value!r}: allowed: from {SMALLEST:g} to {LARGEST:g} in magnitude", key)
+
+
+def allowed(bounds: Mapping[str, float]) -> str:
+    """The declared range in words, as `> 0 and <= 1`; empty where there is none."""
+    return " and ".join(f"{sign} {_bound(bound)}" for sign, bound in bounds.items())
+
+
+def _bound(bound: float) -> str:
+    """Short where that is exact, as 1e+06; else in full."""
+    short = f"{bound:g}"
+    return short if float(short) == bound else str(bound)

@@ -9,6 +9,8 @@ from ppo_kl.config.checked import Settings, require_default, setting
 from ppo_kl.errors import ConfigError
 
 Vectorization = Literal["sync", "async", "native"]
+MAX_PROCESSES = 1024
+"""Of `vectorization: async`: each is an interpreter of its own, which takes 100 MB and more."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class EnvConfig(Settings):
     wrappers: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     """Wrappers, innermost first: a name in gymnasium.wrappers or package.module:Class, and what each is made with, as
     --env.wrappers.FrameStackObservation.stack_size 4."""
-    num_envs: int = setting(8, at_least=1)
+    num_envs: int = setting(8, at_least=1, at_most=65_536)
     """Copies stepped side by side (N)."""
     vectorization: Vectorization = "sync"
     """sync: one process; async: one process per copy; native: the environment's own vector entry point."""
-    timeout: float = setting(60.0, above=0)
+    timeout: float = setting(60.0, above=0, at_most=1_000_000)
     """async: seconds that a process may take for one answer before the run ends with an error."""
     nonfinite: Literal["stop", "truncate"] = "stop"
     """What a NaN or an infinity from an environment does: ends the run, or cuts that episode at its last good step."""
@@ -50,5 +52,8 @@ class EnvConfig(Settings):
         if self.vectorization == "native":
             reason = "belongs to single environments, not to vectorization 'native'; use sync or async"
             require_default(self, ("wrappers", "nonfinite"), reason)
+        if self.vectorization == "async" and self.num_envs > MAX_PROCESSES:
+            message = f"num_envs={self.num_envs!r}: allowed: <= {MAX_PROCESSES} processes with vectorization 'async'"
+            raise ConfigError(f"{message}; use sync or native for more", "num_envs")
         if self.vectorization != "async":
             require_default(self, ("timeout",), f"belongs to vectorization 'async', not to {self.vectorization!r}")

@@ -10,13 +10,15 @@ from ppo_kl.errors import ConfigError
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
 BoxDistribution = Literal["gaussian", "tanh_gaussian", "beta", "full_gaussian"]
+MAX_UNITS, MAX_LAYERS = 16_384, 64
+"""Two layers of the widest have 268 million weights between them, with Adam's moments 3 GB."""
 
 
 @dataclass(frozen=True)
 class PolicyConfig(Settings):
     """Encoders by the kind of observation, then multilayer perceptrons for actor and critic."""
 
-    hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1)
+    hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=MAX_UNITS)
     """Units of each hidden layer, of the actor and of the critic; behind the encoder where observations are images."""
     activation: Activation = "tanh"
     """Between the layers."""
@@ -28,7 +30,7 @@ class PolicyConfig(Settings):
     """Images: whether channels are the first or the last axis; auto: last where that is the smallest of the three."""
     memory: Literal["none", "gru", "lstm"] = "none"
     """A recurrent layer behind the hidden ones, of the actor and of the critic."""
-    memory_size: int = setting(64, at_least=1)
+    memory_size: int = setting(64, at_least=1, at_most=MAX_UNITS)
     """Its units."""
     module: str | None = None
     """A network of your own, package.module:Class, in the place of all of these; see docs/policies.md."""
@@ -53,6 +55,9 @@ class PolicyConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.hidden_sizes) > MAX_LAYERS:
+            message = f"hidden_sizes=<{len(self.hidden_sizes)} layers>: allowed: <= {MAX_LAYERS} layers"
+            raise ConfigError(message, "hidden_sizes")
         if self.mean == "tanh" and self.distribution in ("tanh_gaussian", "beta"):
             raise ConfigError(
                 f"mean='tanh': distribution {self.distribution!r} keeps to the action bounds by itself; "

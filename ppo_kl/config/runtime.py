@@ -17,11 +17,11 @@ class RuntimeConfig(Settings):
     """cpu, cuda, cuda:<index>, or auto: cuda where there is one."""
     engine: Literal["eager"] = "eager"
     """How a gradient step is run."""
-    num_threads: int = setting(1, at_least=1)
+    num_threads: int = setting(1, at_least=1, at_most=1024)
     """CPU threads inside one PyTorch operation, set by `train`; small networks are fastest with 1."""
-    checkpoint_every: int = setting(20, at_least=1)
+    checkpoint_every: int = setting(20, at_least=1, at_most=1_000_000_000)
     """Iterations between checkpoints; the end of a run, SIGINT and SIGTERM always save one."""
-    keep_checkpoints: int = setting(3, at_least=1)
+    keep_checkpoints: int = setting(3, at_least=1, at_most=1_000_000_000)
     """How many of the newest stay."""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,10 @@ from typing import Literal
 from ppo_kl.config.checked import Settings, require_default, setting
 from ppo_kl.errors import ConfigError
 
+MAX_STEPS = 1_000_000
+"""Of a rollout, in each environment."""
+MAX_SAMPLES = 100_000_000
+"""Of a rollout, in all environments together: it lies in memory, and of the smallest observations this is 10 GB."""
 LR_MIN, LR_MAX = 1e-5, 1e-2
 """Between these `lr_schedule: kl_adaptive` moves the actor's learning rate."""
 
@@ -48,13 +52,13 @@ KL_STOPS: dict[str, KLStop] = {
 class TrainingConfig(Settings):
     """Rollout, update and optimiser."""
 
-    num_steps: int = setting(128, at_least=1)
+    num_steps: int = setting(128, at_least=1, at_most=MAX_STEPS)
     """Steps of each environment in a rollout (T)."""
-    num_epochs: int = setting(10, at_least=1)
+    num_epochs: int = setting(10, at_least=1, at_most=100_000)
     """Passes over the rollout in one update."""
-    minibatch_size: int = setting(256, at_least=1)
+    minibatch_size: int = setting(256, at_least=1, at_most=MAX_SAMPLES)
     """Largest number of samples in a gradient step (M); a rollout is cut into equal parts no larger than this."""
-    sequence_length: int = setting(16, at_least=1)
+    sequence_length: int = setting(16, at_least=1, at_most=MAX_STEPS)
     """Recurrent policies: longest stretch of steps through which a gradient flows; minibatches hold whole stretches."""
     gamma: float = setting(0.99, at_least=0, at_most=1)
     """Discount."""
@@ -85,7 +89,7 @@ class TrainingConfig(Settings):
     """The value may move this far from its old one before its loss stops falling; none: unlimited."""
     ent_coef: float = setting(0.0, at_least=0)
     """Weight of the entropy bonus."""
-    max_skipped_steps: int = setting(100, at_least=1)
+    max_skipped_steps: int = setting(100, at_least=1, at_most=1_000_000_000)
     """Stop when this many gradient steps in a row were skipped as non-finite."""
     kl_stop: KLStop = field(default_factory=KLStop)
 

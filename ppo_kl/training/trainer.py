@@ -203,9 +203,10 @@ def _tensorboard() -> str:
 def _what_runs(agent: Agent) -> str:
     config = agent.config
     samples = config.env.num_envs * config.training.num_steps
+    whole = f" in one minibatch, not of {size}" if (size := config.training.minibatch_size) > samples else ""
     return (
         f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
-        f"seed {config.seed}, {samples} samples an update, on {agent.device}, "
+        f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
         f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}"
     )
 
