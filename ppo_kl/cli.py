@@ -14,6 +14,7 @@ from ppo_kl.errors import EnvWarning, PPOKLError
 COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
     "evaluate": "play whole episodes with a trained agent",
+    "inspect": "tell the KL story of one run, or compare several",
 }
 """Command -> what it does; `ppo_kl.commands.COMMAND` is loaded when it is called."""
 
