@@ -59,3 +59,8 @@ class CheckpointError(PPOKLError):
     """A checkpoint cannot be written, read, or does not fit this agent."""
 
     exit_code = 5
+
+
+def needs_extra(extra: str) -> str:
+    """What to install, as the end of a sentence about what was asked for."""
+    return f'needs what the extra [{extra}] installs: pip install "ppo-kl[{extra}]"'

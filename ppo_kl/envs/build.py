@@ -15,7 +15,7 @@ import gymnasium as gym
 from ppo_kl.config.checked import nearest
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.atari import is_atari
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, needs_extra
 from ppo_kl.imports import attribute_named, class_named, module_of
 
 EXTRAS = {"envs.mujoco": "mujoco", "envs.box2d": "box2d", "ale_py": "atari", "moviepy": "video"}
@@ -151,8 +151,3 @@ def cannot_make(config: EnvConfig, error: Exception) -> ConfigError:
     elif os.sep in config.id or "-v" not in config.id:
         what = f"{error}; an id of your own: package.module:Id"
     return ConfigError(f"env.id={config.id!r} ({config.vectorization}): {what}", "id")
-
-
-def needs_extra(extra: str) -> str:
-    """What to install, as the end of a sentence about what was asked for."""
-    return f'needs what the extra [{extra}] installs: pip install "ppo-kl[{extra}]"'

@@ -15,8 +15,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from ppo_kl.config.checked import nearest
 from ppo_kl.config.env import EnvConfig
-from ppo_kl.envs.build import needs_extra
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, needs_extra
 from ppo_kl.observations import Array
 
 PREFIX = "envpool/"
