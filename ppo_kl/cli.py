@@ -13,6 +13,7 @@ from ppo_kl.errors import EnvWarning, PPOKLError
 
 COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
+    "list": "objectives, environments with a tuned file, and runs with their state",
     "inspect": "tell the KL story of one run, or compare several",
     "evaluate": "play whole episodes with a trained agent",
     "export": "write a trained agent as safetensors and ONNX, with a model card",

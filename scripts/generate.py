@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ppo_kl.config.presets import PRESETS, PUBLISHED
+from ppo_kl.config.presets import PRESETS, PUBLISHED, said_of
 from ppo_kl.config.reference import as_markdown as settings_as_markdown
 from ppo_kl.config.reference import row
 from ppo_kl.config.training import KL_STOPS
@@ -93,12 +93,7 @@ def _layer(settings: dict[str, Any], source: str) -> str:
 
 def objectives_as_markdown() -> str:
     """The table of presets, from their docstrings."""
-    rows = []
-    for make in PUBLISHED:
-        formula, *_ = (make.__doc__ or "").partition("\n\n")
-        said = dict(re.findall(r"^ +(Use|Known|Source): (.+)$", make.__doc__ or "", re.MULTILINE))
-        cells = (" ".join(formula.split()), said["Use"], said["Known"], said["Source"])
-        rows.append(row([f"`{make.__name__}`", *(cell.removesuffix(".") for cell in cells)]))
+    rows = [row([f"`{make.__name__}`", *said_of(make)]) for make in PUBLISHED]
     return "\n".join(
         [row(("objective", "loss", "use it", "what is known of it", "source")), "|---|---|---|---|---|", *rows]
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ppo_kl.config.checked import Settings, setting
 from ppo_kl.config.diagnostics import DiagnosticsConfig
 from ppo_kl.config.env import EnvConfig
+from ppo_kl.config.evaluation import EvaluationConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.runtime import RuntimeConfig
@@ -18,6 +19,7 @@ from ppo_kl.errors import ConfigError
 __all__ = [
     "DiagnosticsConfig",
     "EnvConfig",
+    "EvaluationConfig",
     "ObjectiveConfig",
     "PolicyConfig",
     "RuntimeConfig",
@@ -41,11 +43,14 @@ class TrainConfig(Settings):
     """Environment steps to train for; the last rollout is completed, so a run ends at or just after it."""
     runs_dir: str = "runs"
     """Runs lie in runs_dir/ENV/OBJECTIVE/seedK."""
+    init_from: str | None = None
+    """A run folder or checkpoint whose weights and observation statistics to begin with, and nothing else of it."""
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppo_kl.config.checked import nearest
 from ppo_kl.config.objective import (
@@ -266,6 +267,24 @@ PUBLISHED: tuple[Callable[[], ObjectiveConfig], ...] = (
 
 PRESETS: dict[str, ObjectiveConfig] = {make.__name__: make() for make in PUBLISHED}
 """Every objective by name, those of plug-ins included once they are loaded."""
+
+
+class Said(NamedTuple):
+    """What the docstring of a preset says."""
+
+    formula: str
+    use: str
+    known: str
+    source: str
+
+
+def said_of(make: Callable[[], ObjectiveConfig]) -> Said:
+    """The docstring of one of `PUBLISHED`, part by part."""
+    text = make.__doc__ or ""
+    formula, *_ = text.partition("\n\n")
+    said = dict(re.findall(r"^ +(Use|Known|Source): (.+)$", text, re.MULTILINE))
+    parts = (" ".join(formula.split()), said["Use"], said["Known"], said["Source"])
+    return Said(*(part.removesuffix(".") for part in parts))
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

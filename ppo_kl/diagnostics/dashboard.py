@@ -57,7 +57,7 @@ def hparam_summaries(config: TrainConfig) -> tuple[Any, Any, Any]:
     return experiment, start, end
 
 
-_LEFT_OUT = frozenset({"runs_dir", "runtime"})
+_LEFT_OUT = frozenset({"runs_dir", "runtime", "diagnostics", "evaluation"})
 
 
 def _columns(cls: type[Settings], prefix: str) -> dict[str, Any]:

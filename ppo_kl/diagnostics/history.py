@@ -62,13 +62,18 @@ def find_runs(folder: Path) -> list[Path]:
     Raises:
         ConfigError: there is none.
     """
-    if is_run(folder):
-        return [folder]
-    below = {path.parent for name in (METRICS, EVENTS) for path in folder.rglob(name)}
+    below = runs_below(folder)
     if not below:
         what = f"neither {METRICS} nor an event file in it or below" if folder.is_dir() else "no such folder"
         raise ConfigError(f"{folder}: {what}; name a run folder, as runs/ENV/OBJECTIVE/seed0, or one that holds runs")
-    return sorted(below)
+    return below
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folder if it is a run, else every run below it, by name; there may be none."""
+    if is_run(folder):
+        return [folder]
+    return sorted({path.parent for name in (METRICS, EVENTS) for path in folder.rglob(name)})
 
 
 def read_run(folder: Path) -> Run:
@@ -77,13 +82,13 @@ def read_run(folder: Path) -> Run:
     Raises:
         ConfigError: there are no metrics.
     """
-    config = _config(folder / "config.yaml")
+    config = config_of(folder)
     # Runs lie in runs_dir/ENV/OBJECTIVE/seedK, which is what is left where the configuration cannot be read.
     named = folder.resolve()
     env, objective, seed = named.parents[1].name, named.parent.name, named.name.removeprefix("seed")
     if config is not None:
         env, objective, seed = config.env.id, config.objective.name, str(config.seed)
-    return Run(folder, env, objective, seed, _state(folder), config, read_history(folder))
+    return Run(folder, env, objective, seed, state_of(folder), config, read_history(folder))
 
 
 def read_history(folder: Path) -> History:
@@ -147,7 +152,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _config(path: Path) -> TrainConfig | None:
+def config_of(folder: Path) -> TrainConfig | None:
+    """The run's configuration; none where there is none that this version, without plug-ins, can read."""
+    path = folder / "config.yaml"
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             return None
@@ -167,7 +174,7 @@ _MEANINGS = {
 }
 
 
-def _state(folder: Path) -> str:
+def state_of(folder: Path) -> str:
     """How the run ended: `result.json` is written last, and only by a run that finished."""
     if (folder / "result.json").is_file():
         return "finished"

@@ -16,8 +16,7 @@ import numpy as np
 from ppo_kl import __version__
 from ppo_kl.checkpoint import write_atomically
 from ppo_kl.config import TrainConfig
-from ppo_kl.envs.build import needs_extra
-from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
+from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError, needs_extra
 from ppo_kl.export.acting import answers, trial
 from ppo_kl.export.card import LIBRARY, card
 from ppo_kl.export.onnx import check_onnx, interface, to_onnx

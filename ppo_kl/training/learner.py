@@ -256,26 +256,45 @@ class Learner:
         Raises:
             CheckpointError: names or shapes are not this learner's.
         """
-        new = {
-            "policy": (self.parameters.flat, self.parameters.join(state["policy"])),
+        new = self._weights_in(state) | {
             "exp_avg": (self.exp_avg, self.parameters.join(state["exp_avg"])),
             "exp_avg_sq": (self.exp_avg_sq, self.parameters.join(state["exp_avg_sq"])),
             "adam_steps": (self.adam_steps, state["adam_steps"]),
             "lr": (self._lr, state["lr"]),
             "skipped_in_a_row": (self.skipped_in_a_row, state["skipped_in_a_row"]),
         }
-        buffers = self._buffers()
-        if buffers.keys() != state["buffers"].keys():
-            raise CheckpointError(f"buffers {sorted(state['buffers'])}, expected {sorted(buffers)}")
-        new |= {name: (old, state["buffers"][name]) for name, old in buffers.items()}
-        for name, (old, value) in new.items():
-            if old.shape != value.shape:
-                raise CheckpointError(f"{name}: shape {tuple(value.shape)}, expected {tuple(old.shape)}")
+        _require_shapes(new)
         generator = torch.Generator()
         generator.set_state(state["generator"])
         self.generator = generator
         for old, value in new.values():
             old.copy_(value)
+
+    @torch.no_grad()
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take over the policy alone of what `state_dict` gave; optimiser and random stream stay.
+
+        Raises:
+            CheckpointError: names or shapes are not this learner's; nothing was loaded.
+        """
+        new = self._weights_in(state)
+        _require_shapes(new)
+        for old, value in new.values():
+            old.copy_(value)
+
+    def _weights_in(self, state: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name: what the policy is made of, and what is to be put in its place."""
+        buffers = self._buffers()
+        if buffers.keys() != state["buffers"].keys():
+            raise CheckpointError(f"buffers {sorted(state['buffers'])}, expected {sorted(buffers)}")
+        weights = {"policy": (self.parameters.flat, self.parameters.join(state["policy"]))}
+        return weights | {name: (old, state["buffers"][name]) for name, old in buffers.items()}
+
+
+def _require_shapes(new: dict[str, tuple[Tensor, Tensor]]) -> None:
+    for name, (old, value) in new.items():
+        if old.shape != value.shape:
+            raise CheckpointError(f"{name}: shape {tuple(value.shape)}, expected {tuple(old.shape)}")
 
 
 def _shown_epochs(num_epochs: int) -> set[int]:
