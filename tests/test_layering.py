@@ -12,7 +12,7 @@ import ppo_kl
 PACKAGE = Path(ppo_kl.__file__).parent
 # From the ground up; a room may import from its own floor and those below, but for the pairs that are walled off.
 FLOORS = (
-    {"errors"},
+    {"errors", "atomic"},
     {"config"},
     {"imports", "observations"},
     {"objectives", "load"},
