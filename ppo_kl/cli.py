@@ -9,7 +9,7 @@ from typing import Any
 
 from ppo_kl import __version__
 from ppo_kl.config.checked import nearest
-from ppo_kl.errors import EnvWarning, PPOKLError
+from ppo_kl.errors import CheckpointWarning, EnvWarning, PPOKLError
 
 COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
@@ -62,6 +62,6 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Ours as a sentence; of others also where they come from."""
-    ours = issubclass(category, EnvWarning)
+    ours = issubclass(category, (EnvWarning, CheckpointWarning))
     text = f"ppo-kl: warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     print(text.rstrip(), file=sys.stderr if file is None else file)

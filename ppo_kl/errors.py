@@ -55,6 +55,10 @@ class OutputError(PPOKLError):
     exit_code = 6
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint is damaged, and an earlier one is used instead."""
+
+
 class CheckpointError(PPOKLError):
     """A checkpoint cannot be written, read, or does not fit this agent."""
 

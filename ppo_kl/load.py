@@ -228,6 +228,8 @@ def _compose(text: str, where: str) -> Located:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{where}: lists or groups nested too deep, which no configuration is") from None
     if root is None:
         return Located({}, where)
     if not isinstance(root, yaml.MappingNode):
@@ -299,7 +301,7 @@ def value_of(text: str) -> Any:
     """What `text` means where no type is declared: a number, true, false, none, a list, or a word."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
     if node is None:  # nothing, or what YAML takes for a comment
         return text or None

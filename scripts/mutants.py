@@ -240,9 +240,23 @@ MUTANTS = (
     ),
     Mutant(
         "a checkpoint is written in place",
+        "ppo_kl/atomic.py",
+        "        os.replace(temporary, path)",
+        "        path.write_bytes(temporary.read_bytes())",
+        "tests/test_atomic.py",
+    ),
+    Mutant(
+        "the digest of a checkpoint is not looked at",
         "ppo_kl/checkpoint.py",
-        "        os.replace(name, path)",
-        "        Path(path).write_bytes(Path(name).read_bytes())",
+        "    if hashlib.sha256(content).digest() != digest:",
+        "    if False:",
+        "tests/test_checkpoint.py",
+    ),
+    Mutant(
+        "the checkpoint just saved is let go of for damaged ones of later steps",
+        "ppo_kl/checkpoint.py",
+        "    for old in [path for path in in_order(saved.parent) if path.name <= saved.name][:-keep]:",
+        "    for old in in_order(saved.parent)[:-keep]:",
         "tests/test_checkpoint.py",
     ),
     Mutant(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 
+from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.dashboard import LAYOUT, hparam_summaries
 from ppo_kl.diagnostics.glossary import metric_of
@@ -96,9 +99,9 @@ class JsonLinesWriter:
 
     def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         if resumed_at is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _steps_of(line) <= resumed_at]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+            kept = [json.dumps(row) + "\n" for row in rows_of(path) if row["steps"] <= resumed_at]
+            write_atomically(path, lambda file: file.write("".join(kept).encode()))
+        self._path, self._file = path, path.open("a")
 
     def write(
         self,
@@ -107,19 +110,31 @@ class JsonLinesWriter:
         metrics: dict[str, float],
         histograms: Mapping[str, Histogram] = NO_HISTOGRAMS,  # noqa: ARG002
     ) -> None:
-        """One iteration, at environment step `steps`; histograms are TensorBoard's alone."""
+        """One iteration, at environment step `steps`; histograms are TensorBoard's alone.
+
+        Raises:
+            OSError: the disk refused it, or the file is gone from its folder, where nobody would find the line.
+        """
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
         self._file.write(json.dumps({"steps": steps, "iteration": iteration, **finite}) + "\n")
         self._file.flush()
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "replaced while the run writes to it", str(self._path))
 
     def close(self, finished: bool) -> None:  # noqa: ARG002
         """Close the file."""
         self._file.close()
 
 
-def _steps_of(line: str) -> float:
-    """Environment steps of a line; a line that was torn when the run was killed counts as later than any."""
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, as they were written; a line that was torn when the run was killed is left out."""
+    rows = (_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
     try:
-        return float(json.loads(line)["steps"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("steps"), int) else None

@@ -327,6 +327,9 @@ class Agent:
         """
         before = self.state_dict()
         try:
+            for where, found, own in (("", state, before), (" of learner", state["learner"], before["learner"])):
+                if unknown := sorted(found.keys() - own.keys()):
+                    raise CheckpointError(f"{', '.join(unknown)}{where} has no place in it")
             if state["spaces"] != self.spaces:
                 raise CheckpointError(f"this agent's spaces are {self.spaces}, the checkpoint's {state['spaces']}")
             objective = from_yaml(state["config"], "the checkpoint's config").objective
@@ -335,7 +338,7 @@ class Agent:
                     f"this agent's objective is {self.config.objective}, the checkpoint's {objective}"
                 )
             self._take(state)
-        except (KeyError, RuntimeError, TypeError, ValueError, CheckpointError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, CheckpointError) as error:
             self._take(before)
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"checkpoint does not fit this agent: {reason}; nothing was loaded") from error
@@ -355,18 +358,19 @@ class Agent:
         checkpoint.save(Path(path), self.state_dict())
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | None = None) -> Agent:
+    def load(cls, path: str | Path, *, device: str | None = None, strict: bool = False) -> Agent:
         """The agent in a checkpoint, or in the newest one of a run folder; runs no code from the file.
 
         Args:
             path: a checkpoint or a run folder.
             device: as `runtime.device`; none: where it was trained.
+            strict: refuse a run whose newest checkpoint is damaged, instead of taking the one before it.
 
         Raises:
             CheckpointError: there is none, or it is damaged.
         """
         path = Path(path)
-        state = checkpoint.load(checkpoint.newest(path / "checkpoints") if path.is_dir() else path)
+        state = checkpoint.load_newest(path / "checkpoints", strict=strict) if path.is_dir() else checkpoint.load(path)
         missing = {"config", "spaces"} - state.keys()
         if missing:
             raise CheckpointError(f"{path}: {', '.join(sorted(missing))} is missing; not an agent's checkpoint")

@@ -20,7 +20,7 @@ from ppo_kl.training.advantages import normalize_advantages
 from ppo_kl.training.engine import ENGINES
 from ppo_kl.training.kl_stop import EarlyStop
 from ppo_kl.training.learning_rate import kl_adaptive_lr
-from ppo_kl.training.parameters import FlatParameters
+from ppo_kl.training.parameters import FlatParameters, name_in_checkpoint
 
 BETA1, BETA2 = 0.9, 0.999
 MEANS = ("loss/policy", "loss/value", "loss/entropy", "loss/total", "optim/grad_norm")
@@ -231,7 +231,8 @@ class Learner:
         """Weights and Adam moments by parameter name, and the minibatches' random stream."""
 
         def named(vector: Tensor) -> dict[str, Tensor]:
-            return {name: x.detach().cpu().clone() for name, x in self.parameters.split(vector).items()}
+            split = self.parameters.split(vector)
+            return {name_in_checkpoint(name): x.detach().cpu().clone() for name, x in split.items()}
 
         return {
             "policy": named(self.parameters.flat),
@@ -247,7 +248,8 @@ class Learner:
     def _buffers(self) -> dict[str, Tensor]:
         """What the policy saves beside its parameters: of use to networks of the user's."""
         parameters = set(self.parameters.names)
-        return {name: x for name, x in self._module.state_dict().items() if name not in parameters}
+        state = self._module.state_dict()
+        return {name_in_checkpoint(name): x for name, x in state.items() if name not in parameters}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -15,6 +15,11 @@ def is_of_critic(name: str) -> bool:
     return name.removeprefix("module.").startswith("critic.")
 
 
+def name_in_checkpoint(name: str) -> str:
+    """The same for a module and for what `torch.compile` makes of it."""
+    return name.replace("_orig_mod.", "")
+
+
 class FlatParameters:
     """One leaf that holds every parameter of a policy, the actor's first.
 
@@ -47,15 +52,17 @@ class FlatParameters:
         return torch.cat([actor_critic[0].expand(self.num_actor), actor_critic[1].expand(n - self.num_actor)])
 
     def join(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `split`, on this device.
+        """The inverse of `split`, on this device; takes the names of a checkpoint as well.
 
         Raises:
             CheckpointError: names or shapes are not this policy's.
         """
-        expected = {name: tuple(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
+        named = {name_in_checkpoint(name): x for name, x in named.items()}
+        names = [name_in_checkpoint(name) for name in self.names]
+        expected = {name: tuple(shape) for name, shape in zip(names, self.shapes, strict=True)}
         found = {name: tuple(x.shape) for name, x in named.items()}
         if expected != found:
             differing = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
             lines = "; ".join(f"{k}: this policy {expected.get(k)}, given {found.get(k)}" for k in differing)
             raise CheckpointError(f"parameters do not fit this policy: {lines}; nothing was loaded")
-        return torch.cat([named[name].reshape(-1) for name in self.names]).to(self.flat)
+        return torch.cat([named[name].reshape(-1) for name in names]).to(self.flat)

@@ -8,15 +8,18 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppo_kl.checkpoint import write_atomically
+from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
-from ppo_kl.errors import ConfigError
+from ppo_kl.diagnostics.writers import rows_of
+from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.load import to_yaml
 
 VERSIONS_OF = ("ppo-kl", "torch", "gymnasium", "numpy", "tensorboard")
@@ -32,9 +35,13 @@ def create(config: TrainConfig) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder = _first_free(parent, f"seed{config.seed}")
-        (folder / "checkpoints").mkdir()
-        write_text(folder / "config.yaml", to_yaml(config))
-    except OSError as error:
+        try:
+            (folder / "checkpoints").mkdir()
+            write_text(folder / "config.yaml", to_yaml(config))
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise ConfigError(
             f"runs_dir={config.runs_dir!r}: {error}; name a folder that can be written", "runs_dir"
         ) from error
@@ -68,8 +75,27 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        OutputError: it is damaged, or something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} instead of an object")
+    except (ValueError, RecursionError) as error:
+        raise OutputError(
+            f"{path}: not the JSON of a run ({error}); nothing was changed; put it right, or take it away"
+        ) from error
+    return values
+
+
 class Metadata:
-    """`metadata.json`: versions, commit, hardware, begin, end and exit status of the run, and of its earlier parts.
+    """`metadata.json`: command, versions, commit, hardware, begin, end and exit status of a run and its earlier parts.
+
+    At the end also the tags that were not finite in one of the rows: what to look at where a run is not well.
 
     Args:
         folder: the run's.
@@ -81,9 +107,10 @@ class Metadata:
         self._path = folder / "metadata.json"
         earlier: list[Any] = []
         if self._path.exists():
-            before = json.loads(self._path.read_text())
+            before = read_json(self._path)
             earlier = [*before.pop("earlier_parts", []), before]
         self._values: dict[str, Any] = {
+            "command": _command(),
             "versions": {"python": platform.python_version(), **{n: _version(n) for n in VERSIONS_OF}},
             "commit": _commit(),
             "hardware": {
@@ -95,14 +122,24 @@ class Metadata:
             "start": _now(),
             "end": None,
             "exit_status": None,
+            "nonfinite_metrics": None,
             "earlier_parts": earlier,
         }
         write_json(self._path, self._values)
 
     def end(self, exit_status: int) -> None:
         """The run is over, for now or for good."""
-        self._values |= {"end": _now(), "exit_status": exit_status}
+        metrics = self._path.parent / "metrics.jsonl"
+        rows = rows_of(metrics) if metrics.exists() else []
+        nonfinite = sorted({tag for row in rows for tag, value in row.items() if value is None})
+        self._values |= {"end": _now(), "exit_status": exit_status, "nonfinite_metrics": nonfinite}
         write_json(self._path, self._values)
+
+
+def _command() -> list[str]:
+    """The words of the command as they were given; whose home folder it was is nobody's business."""
+    home = re.escape(os.path.expanduser("~"))
+    return [Path(sys.argv[0]).name, *(re.sub(f"{home}(?=/|$)", "~", word) for word in sys.argv[1:])]
 
 
 def _now() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -24,7 +23,7 @@ import torch
 from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
+from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
 from ppo_kl.errors import CheckpointError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
 from ppo_kl.training import run_folder
@@ -92,7 +91,7 @@ def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), quiet: boo
     if done.exists():
         with TrainingConsole(agent.config.total_steps, agent.steps, quiet) as console:
             console.say(f"{folder}: already done, nothing changed")
-        return RunResult(folder, agent, 0, json.loads(done.read_text()))
+        return RunResult(folder, agent, 0, run_folder.read_json(done))
     torch.set_num_threads(agent.config.runtime.num_threads)
     return _run(agent, folder, callbacks, quiet, resumed=True)
 
@@ -103,8 +102,8 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
     with _output(folder):
         metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads)
         writers = (
-            TensorBoardWriter(folder, config, resumed_at),
             JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
+            TensorBoardWriter(folder, config, resumed_at),
         )
     begin, exit_status, result = time.perf_counter(), 1, None
     try:
@@ -142,10 +141,10 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
         raise
     finally:
         agent.close()
-        with _output(folder):
+        with _output(folder), contextlib.ExitStack() as ending:  # all of it, also where one fails
+            ending.callback(metadata.end, exit_status)
             for writer in writers:
-                writer.close(exit_status == 0)
-            metadata.end(exit_status)
+                ending.callback(writer.close, exit_status == 0)
     if result is not None:
         with _output(folder):
             run_folder.write_json(folder / "result.json", result)
@@ -177,9 +176,9 @@ def _warn_of_stale_policy(console: TrainingConsole, kl_before: float) -> None:
 
 def _save(agent: Agent, folder: Path) -> None:
     """Save, then let go of the oldest checkpoints: never the other way round."""
-    agent.save(checkpoint.path_at(folder / "checkpoints", agent.steps))
-    for old in checkpoint.in_order(folder / "checkpoints")[: -agent.config.runtime.keep_checkpoints]:
-        old.unlink()
+    path = checkpoint.path_at(folder / "checkpoints", agent.steps)
+    agent.save(path)
+    checkpoint.prune(path, agent.config.runtime.keep_checkpoints)
 
 
 def _runs_dir(folder: Path) -> str:
@@ -212,8 +211,7 @@ def _what_runs(agent: Agent) -> str:
 
 
 def _result(agent: Agent, folder: Path, seconds: float) -> dict[str, float | None]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kls = [row["kl/forward"] for row in rows if row["kl/forward"] is not None]
+    kls = [kl for row in rows_of(folder / "metrics.jsonl") if (kl := row.get("kl/forward")) is not None]
     return {
         "steps": agent.steps,
         "iterations": agent.iterations,

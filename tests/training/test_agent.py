@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from faulty_envs import agent_in
+from forged import forge
 from gymnasium.vector import AutoresetMode
 from toy_envs import FAULTY_ENV, FAULTY_STEP, SEED, small_agent, without_times
 
@@ -681,7 +682,7 @@ def test_code_in_a_checkpoint_is_not_run(saved, tmp_path):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     agent, path = saved
-    torch.save({"format": checkpoint.FORMAT_VERSION, **agent.state_dict(), "last100": Payload()}, path)
+    forge(path, {"format": checkpoint.FORMAT_VERSION, **agent.state_dict(), "last100": Payload()})
     with pytest.raises(CheckpointError, match=str(path)):
         Agent.load(path)
     assert not (tmp_path / "executed").exists()
@@ -731,7 +732,7 @@ def test_a_checkpoint_in_which_something_is_missing_is_refused_by_its_name(saved
     agent, path = saved
     state = agent.state_dict()
     del state[key]
-    torch.save({"format": checkpoint.FORMAT_VERSION, **state}, path)
+    forge(path, {"format": checkpoint.FORMAT_VERSION, **state})
     with pytest.raises(CheckpointError, match=key):
         Agent.load(path)
 

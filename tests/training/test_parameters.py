@@ -115,7 +115,7 @@ def test_parameters_that_do_not_fit_are_refused_by_name(parameters, change):
     else:
         x = named.pop(culprit)
         if change == "renamed":
-            culprit = "_orig_mod.critic.last.weight"
+            culprit = "elsewhere.critic.last.weight"
             named[culprit] = x
     with pytest.raises(CheckpointError) as error:
         parameters.join(named)
