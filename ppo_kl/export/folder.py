@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ppo_kl import __version__
-from ppo_kl.checkpoint import write_atomically
+from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError, needs_extra
 from ppo_kl.export.acting import answers, trial
