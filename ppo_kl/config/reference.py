@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -37,7 +36,7 @@ def meanings(cls: type) -> dict[str, str]:
     """The docstring under each attribute of a class, those of its parents included."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base) and base.__module__ in sys.modules:
+        if dataclasses.is_dataclass(base):
             found |= _written_under(base)
     return found
 
