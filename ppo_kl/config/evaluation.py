@@ -11,7 +11,7 @@ from ppo_kl.config.checked import Settings, require_default, setting
 class EvaluationConfig(Settings):
     """Whole episodes on separate environments while training goes on; changes nothing of what is learned."""
 
-    every: int | None = setting(None, at_least=1)
+    every: int | None = setting(None, at_least=1, at_most=10**9)
     """Iterations between evaluations; none: never. The checkpoint that did best is kept as checkpoints/best.pt."""
     episodes: int = setting(10, at_least=1, at_most=10_000)
     """Episodes of one evaluation."""
