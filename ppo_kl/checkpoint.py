@@ -12,7 +12,7 @@ import torch
 
 from ppo_kl.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _NAME = re.compile(r"step_(\d{12})\.pt")
 
 
