@@ -24,7 +24,7 @@ from torch import Tensor
 from ppo_kl.atomic import write_atomically
 from ppo_kl.errors import CheckpointError, CheckpointWarning, OutputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAGIC = b"ppo_kl checkpoint\n"
 _SEAL = struct.Struct(f"<{len(MAGIC)}sQ32s")
 _NAME = re.compile(r"step_(\d{12})\.pt")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ppo_kl import __version__
@@ -46,11 +51,40 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     warnings.showwarning = _show_warning
     try:
-        status: int = importlib.import_module(f"ppo_kl.commands.{arguments[0]}").main(arguments[1:])
-        return status
+        with _ended_by_signals():
+            status: int = importlib.import_module(f"ppo_kl.commands.{arguments[0]}").main(arguments[1:])
+            return status
     except PPOKLError as error:
         print(f"ppo-kl: error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end the process with one line, 128 + their number, and no traceback.
+
+    Not by an exception: it would come out of a library that is half imported as something else. A run that is training
+    has handlers of its own, which save it first.
+    """
+
+    def end(number: int, _frame: Any) -> None:
+        line = f"ppo-kl: stopped by {signal.Signals(number).name}; what was saved before stays\n"
+        with suppress(OSError):
+            os.write(2, line.encode())
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number, handler in before.items():
+            if not (number == signal.SIGHUP and handler == signal.SIG_IGN):  # as under nohup
+                signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(
@@ -64,4 +98,5 @@ def _show_warning(
     """Ours as a sentence; of others also where they come from."""
     ours = issubclass(category, (EnvWarning, CheckpointWarning))
     text = f"ppo-kl: warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    print(text.rstrip(), file=sys.stderr if file is None else file)
+    with suppress(OSError):  # nobody is left to read it
+        print(text.rstrip(), file=sys.stderr if file is None else file)

@@ -32,7 +32,8 @@ Which settings to start from (files, or names of shipped ones):
                     another part in the objective's place, as k3 or pi, with its defaults
   --plugin MODULE   import this first, once or more: it may register objectives, or hold the environment or the network
                     that a run was made with, for --resume
-  --resume RUN      go on with a run where it stopped
+  --resume RUN      go on with a run where it stopped; with --total-steps N to another end, from which schedules are
+                    then reckoned
   --quiet           print nothing
 
 Every single setting is an option below; options win over files."""
@@ -50,13 +51,20 @@ def main(arguments: list[str]) -> int:
     if chosen.resume is not None:
         named = [name.replace("_", "-") for name in LAYERS if getattr(chosen, name) is not None]
         named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
+        steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
+        steps.add_argument("--total-steps", type=int)
+        extended, rest = steps.parse_known_args(rest)
         if rest or named:
             other = rest[0] if rest else f"--{named[0]}"
-            print(f"ppo-kl: error: --resume goes on with the run's own settings; {other} has no place", file=sys.stderr)
+            print(
+                f"ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps; {other} has no "
+                "place",
+                file=sys.stderr,
+            )
             return 2
         from ppo_kl.training.trainer import resume
 
-        return resume(chosen.resume, quiet=chosen.quiet).exit_status
+        return resume(chosen.resume, total_steps=extended.total_steps, quiet=chosen.quiet).exit_status
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)

@@ -29,7 +29,8 @@ class EnvConfig(Settings):
     vectorization: Vectorization = "sync"
     """sync: one process; async: one process per copy; native: the environment's own vector entry point."""
     timeout: float = setting(60.0, above=0, at_most=1_000_000)
-    """async: seconds that a process may take for one answer before the run ends with an error."""
+    """async: seconds that a process may take for one answer before the run ends with an error; time in which the run
+    itself was stopped, as by SIGSTOP, does not count."""
     nonfinite: Literal["stop", "truncate"] = "stop"
     """What a NaN or an infinity from an environment does: ends the run, or cuts that episode at its last good step."""
     normalize_obs: bool = False

@@ -20,7 +20,7 @@ class RuntimeConfig(Settings):
     num_threads: int = setting(1, at_least=1, at_most=1024)
     """CPU threads inside one PyTorch operation, set by `train`; small networks are fastest with 1."""
     checkpoint_every: int = setting(20, at_least=1, at_most=1_000_000_000)
-    """Iterations between checkpoints; the end of a run, SIGINT and SIGTERM always save one."""
+    """Iterations between checkpoints; the end of a run, SIGINT, SIGTERM and SIGHUP always save one."""
     keep_checkpoints: int = setting(3, at_least=1, at_most=1_000_000_000)
     """How many of the newest stay."""
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_EVERY_SECONDS = 5.0
+
+
+class _Lasting(Console):
+    """Falls silent when nobody is left to read, as after `| head` or where the terminal is gone; training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Where rich would end the process."""
+        self.quiet = True
+        with suppress(OSError, ValueError):  # a stream in memory has no number
+            # Else the interpreter complains when it flushes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TrainingConsole:
@@ -21,7 +35,7 @@ class TrainingConsole:
     """
 
     def __init__(self, total_steps: int, done: int = 0, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Lasting(quiet=quiet, highlight=False, soft_wrap=True)
         self.total_steps = total_steps
         self._last_line = time.monotonic()
         self._progress = Progress(
@@ -44,11 +58,17 @@ class TrainingConsole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        try:
+            self._progress.stop()
+        except OSError:
+            self.console.on_broken_pipe()
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        self.console.print(text, markup=False)
+        try:
+            self.console.print(text, markup=False)
+        except OSError:  # the terminal is gone
+            self.console.on_broken_pipe()
 
     def show(self, steps: int, metrics: dict[str, float]) -> None:
         """Where the run stands after an iteration."""

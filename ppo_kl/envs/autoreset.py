@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +121,25 @@ class Environments:
             self.action_mask,
             int(np.sum(cut)),
         )
+
+    @property
+    def replayable(self) -> bool:
+        """Whether others like these can be brought to where they stand; see `ppo_kl.envs.snapshot`."""
+        return self.mode is AutoresetMode.SAME_STEP and hasattr(self.env, "replay")
+
+    def replay(self, actions: Sequence[Sequence[Any]]) -> tuple[Any, Array, Array]:
+        """Begin an episode everywhere and go on by the actions of each environment; sets `action_mask` as `reset` does.
+
+        Args:
+            actions: of the running episode of each environment, as that takes them.
+
+        Returns:
+            Observations, as `reset`; the returns so far, `[N]`; whether an episode is over after all, `[N]` bool.
+        """
+        obs, returns, over, info = self._called("replay", actions)
+        self.episodes_begun += 1
+        self.action_mask = self._mask_in(info)
+        return self._copied(obs), returns, over
 
     def _called(self, call: str, *args: Any, **kwargs: Any) -> Any:
         try:

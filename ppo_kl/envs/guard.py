@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -104,6 +104,25 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         elif terminated or truncated:
             obs = self._copied(obs)
         return obs, reward, terminated, truncated, self._passed_on(info)
+
+    def replay(self, actions: Iterable[Any]) -> tuple[Any, float, bool, dict[str, Any]]:
+        """Begin the next episode and go on by these actions.
+
+        Args:
+            actions: those of an episode that began from the same seed and is not over.
+
+        Returns:
+            Where that led to: the observation, the return so far, whether the episode is over after all, the info.
+        """
+        obs, info = self.reset()
+        total, over = 0.0, False
+        for action in actions:
+            obs, reward, terminated, truncated, info = self.step(action)
+            total += reward
+            over = terminated or truncated
+            if over:
+                break
+        return obs, total, over, info
 
     def close(self) -> None:
         """Close the environment, or warn that it cannot be closed."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
@@ -20,6 +19,7 @@ from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.envpool import is_envpool, make_envpool
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
+from ppo_kl.envs.snapshot import ReplayableEnvs
 from ppo_kl.envs.workers import WorkerVectorEnv, require_alike
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, import_modules, module_of
@@ -41,11 +41,6 @@ class _MakeEnv:
 
     def __call__(self) -> gym.Env[Any, Any]:
         if os.getpid() != self._parent:
-            # A signal to the process group, as Ctrl-C, is the parent's to answer: it still needs its workers to finish
-            # the iteration. And a forked worker would inherit the parent's handlers.
-            os.setpgid(0, 0)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             # In the parent they are imported, or `build` would have refused; a process that was not forked has not.
             import_modules(filter(None, map(module_of, (self.config.id, *self.config.wrappers))), "env")
         truncates = self.config.nonfinite == "truncate"
@@ -111,7 +106,7 @@ def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, An
             envs.append(make())
             unfinished.callback(envs[-1].close)
         require_alike([(env.observation_space, env.action_space) for env in envs], makers[0].config.id)
-        made = SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+        made = ReplayableEnvs([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
         unfinished.pop_all()
     return made
 

@@ -32,6 +32,9 @@ from ppo_kl.errors import ConfigError, EnvWorkerError
 
 GRACE = 1.0
 """Seconds that workers have to close their environments before they are killed."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SLICE = 1.0
+"""Seconds; see `_signs_within`."""
 
 _AFTER = "All workers were closed and no update was made with what was sent last; what was saved before stays."
 _GO_ON = "then go on from the last checkpoint with --resume, or begin a new run where a setting has to change."
@@ -76,8 +79,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(self, makers: Sequence[Maker], *, timeout: float, name: str) -> None:
         self.num_envs = len(makers)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        # The longest wait that the operating system takes is of 24 days.
-        self._timeout, self._name = min(timeout, 1e6), name
+        self._timeout, self._name = timeout, name
         self._pipes: list[Pipe] = []
         self._processes: list[BaseProcess] = []
         self._signs = selectors.DefaultSelector()
@@ -110,6 +112,15 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             batched, merged = self._batched(obs, "step"), self._merged(infos)
         return batched, np.array(reward, np.float64), np.array(terminated, bool), np.array(truncated, bool), merged
 
+    def replay(self, actions: Sequence[Sequence[Any]]) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Begin an episode everywhere and go on by the actions of each, side by side; see `GuardedEnv.replay`."""
+        # An answer to n actions may take as long as n answers.
+        patience = self._timeout * (1 + max(map(len, actions)))
+        with self._closed_by_any_error():
+            obs, returns, over, infos = zip(*self._ask("replay", actions, patience), strict=True)
+            batched, merged = self._batched(obs, "replay"), self._merged(infos)
+        return batched, np.array(returns, np.float64), np.array(over, bool), merged
+
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each environment, or of the innermost wrapper that has it."""
         with self._closed_by_any_error():
@@ -136,29 +147,33 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         process = multiprocessing.Process(
             target=_work, args=(make, theirs, inherited), name=f"{self._name}-{worker}", daemon=True
         )
+        # A signal that comes before the worker has its own handlers waits: it would meet ours there.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
         self._processes.append(process)
         # Registered once: to wait with multiprocessing.connection.wait costs 0.3 ms for 64 workers, each time.
         self._signs.register(ours, selectors.EVENT_READ, (False, worker))
         self._signs.register(process.sentinel, selectors.EVENT_READ, (True, worker))
 
-    def _ask(self, call: str, arguments: Iterable[Any]) -> list[Any]:
+    def _ask(self, call: str, arguments: Iterable[Any], timeout: float | None = None) -> list[Any]:
         if self.closed:
             raise EnvWorkerError(f"env.id={self._name!r}: {call} after its workers were closed; make it anew.")
         for pipe, argument in zip(self._pipes, arguments, strict=True):
             # To a worker that is gone; why is found out where its answer is awaited.
             with contextlib.suppress(OSError):
                 pipe.send((call, argument))
-        return self._answers(call)
+        return self._answers(call, timeout)
 
-    def _answers(self, call: str) -> list[Any]:
+    def _answers(self, call: str, timeout: float | None = None) -> list[Any]:
         """What each worker answered; workers may be many on few cores, so each answer gives the others new time."""
+        timeout = self._timeout if timeout is None else timeout
         answers: dict[int, Any] = {}
         while len(answers) < self.num_envs:
-            signs = sorted(key.data for key, _ in self._signs.select(self._timeout))
+            signs = self._signs_within(timeout)
             if not signs:
                 silent = [worker for worker in range(self.num_envs) if worker not in answers]
                 for worker in silent:
@@ -174,6 +189,19 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     raise self._death(worker, call)
                 answers[worker] = self._received(worker, call)
         return [answers[worker] for worker in range(self.num_envs)]
+
+    def _signs_within(self, timeout: float) -> list[tuple[bool, int]]:
+        """Which workers answered or died: (whether it died, which). None where none did within `timeout` seconds.
+
+        The time is counted in slices that were waited through, so that one in which this process was itself stopped,
+        as by SIGSTOP, counts as one slice at most.
+        """
+        while timeout > 0:
+            signs = sorted(key.data for key, _ in self._signs.select(min(timeout, SLICE)))
+            if signs:
+                return signs
+            timeout -= SLICE
+        return []
 
     def _received(self, worker: int, call: str) -> Any:
         try:
@@ -266,6 +294,12 @@ def _work(make: Maker, pipe: Pipe, inherited: Sequence[Pipe]) -> None:
     """
     for theirs in inherited:
         theirs.close()
+    # A signal to the process group, as Ctrl-C, is the parent's to answer. A forked worker would inherit its handlers.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     env = None
     try:
@@ -313,5 +347,6 @@ def _step(env: gym.Env[Any, Any], action: Any) -> Any:
 _CALLS: dict[str, Callable[[gym.Env[Any, Any], Any], Any]] = {
     "reset": _reset,
     "step": _step,
+    "replay": lambda env, actions: env.replay(actions),  # type: ignore[attr-defined]
     "get_attr": lambda env, name: env.get_wrapper_attr(name),
 }

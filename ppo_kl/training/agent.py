@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from ppo_kl.diagnostics.histograms import Histogram
 from ppo_kl.envs.action_mask import allows_something
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
-from ppo_kl.errors import CheckpointError, ConfigError, DivergedError
+from ppo_kl.envs.snapshot import Snapshot
+from ppo_kl.errors import CheckpointError, ConfigError, DivergedError, EnvDataError, EnvWarning, EnvWorkerError
 from ppo_kl.load import from_yaml, load_config, to_yaml
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.observations import Array, describe_parts, each_part, from_parts_description, over_parts, read, stored
@@ -85,6 +87,7 @@ class Agent:
     def _build(self, config: TrainConfig, spaces: dict[str, Any]) -> None:
         """Everything but the environments, which an agent that only acts does not need."""
         self.config, self.spaces = config, spaces
+        self._config_text = to_yaml(config)  # once: training takes its state down after every iteration
         self.device = resolve_device(config.runtime.device)
         self.family = from_description(spaces["action"])
         self.parts = from_parts_description(spaces["obs"])
@@ -109,6 +112,9 @@ class Agent:
         self.steps = self.iterations = 0
         self._collector = None
         self._episodes_begun = [0] * env.num_envs
+        self._stood: Snapshot | None = None
+        """Where the environments of a checkpoint stood, until they are made."""
+        self._begun_anew: str | None = None
         self._memory: State = ()
         self.last100: list[float] = []
 
@@ -170,19 +176,63 @@ class Agent:
         last100 = {"rollout/return_last100": float(np.mean(self.last100))} if self.last100 else {}
         return outcome.metrics | last100, outcome.histograms
 
+    def open(self) -> str | None:
+        """Make the environments where there are none, and bring them to where they stood in the checkpoint.
+
+        Learning does this by itself; it takes as long as the episodes that were running.
+
+        Returns:
+            Why they begin new episodes instead; none where what follows is, bit for bit, what would have followed.
+
+        Raises:
+            CheckpointError: the environments are not those that this agent was trained with.
+        """
+        self._ready_collector()
+        return self._begun_anew
+
     def _ready_collector(self) -> Collector:
-        """The collector; made anew after loading or an error that closed the environments, which begin new episodes."""
-        if self._collector is None or self._collector.envs.closed:
-            envs = make_vector_env(self.config.env, self.config.seed, first_episode=self._episodes_begun)
-            if _spaces_of(envs, self.config) != self.spaces:
-                envs.close()
-                raise CheckpointError(
-                    f"env.id={self.config.env.id}: spaces {envs.observation_space}, {envs.action_space} are not those "
-                    f"this agent was trained with ({self.spaces})"
-                )
+        """The collector; made anew where there is none, or an error closed its environments."""
+        collector = self._collector
+        if collector is not None and not collector.envs.closed:
+            return collector
+        self._begun_anew = "there are none in the checkpoint" if any(self._episodes_begun) else None
+        collector = None if self._stood is None else self._gone_back_to(self._stood)
+        if collector is None:
             self.reward_scaler.running.zero_()
-            self._collector = self._collect_from(envs)
-        return self._collector
+            collector = self._collect_from(self._environments(self._episodes_begun))
+        self._collector, self._stood = collector, None
+        return collector
+
+    def _environments(self, first_episode: Sequence[int]) -> Environments:
+        envs = make_vector_env(self.config.env, self.config.seed, first_episode=first_episode)
+        if _spaces_of(envs, self.config) != self.spaces:
+            envs.close()
+            raise CheckpointError(
+                f"env.id={self.config.env.id}: spaces {envs.observation_space}, {envs.action_space} are not those "
+                f"this agent was trained with ({self.spaces})"
+            )
+        return envs
+
+    def _gone_back_to(self, stood: Snapshot) -> Collector | None:
+        """A collector whose environments stand where they stood, or none, with the reason in a warning."""
+        collector = self._collect_from(self._environments([number - 1 for number in self._episodes_begun]))
+        try:
+            collector.return_to(stood, self._memory)
+        except (EnvDataError, EnvWorkerError) as error:
+            collector.envs.close()
+            self._begun_anew = f"env is not reproducible: resume continues from a fresh episode; {error}"
+            warnings.warn(self._begun_anew, EnvWarning, stacklevel=2)
+            return None
+        except BaseException:
+            collector.envs.close()
+            raise
+        self._begun_anew = None
+        return collector
+
+    @property
+    def resumes_exactly(self) -> bool:
+        """Whether a checkpoint holds where the environments stand, so that what follows it is what would have."""
+        return self._ready_collector().envs.replayable
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -303,9 +353,10 @@ class Agent:
     # --- saving -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from, as tensors and plain values; environments begin new episodes."""
+        """Everything that training goes on from, as tensors and plain values; later training leaves it as it is."""
+        stood = self._stood if self._collector is None else self._collector.snapshot()
         return {
-            "config": to_yaml(self.config),
+            "config": self._config_text,
             "spaces": self.spaces,
             "steps": self.steps,
             "iterations": self.iterations,
@@ -315,6 +366,7 @@ class Agent:
             "reward_scaler": _on_cpu(self.reward_scaler.state_dict()),
             "action_generator": self._action_generator.get_state(),
             "episodes_begun": list(self._episodes_begun),
+            "envs": None if stood is None else stood._asdict(),
             "memory": [x.cpu().clone() for x in self._memory],
             "last100": list(self.last100),
         }
@@ -337,12 +389,16 @@ class Agent:
                 raise CheckpointError(
                     f"this agent's objective is {self.config.objective}, the checkpoint's {objective}"
                 )
+            stood = None if state["envs"] is None else Snapshot(**state["envs"])
+            if stood is not None:
+                stood.require_fit(self.config.env.num_envs, self.family.action_shape)
             self._take(state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, CheckpointError) as error:
             self._take(before)
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"checkpoint does not fit this agent: {reason}; nothing was loaded") from error
         self.close()
+        self._stood = stood
 
     def _take(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
@@ -358,12 +414,15 @@ class Agent:
         checkpoint.save(Path(path), self.state_dict())
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | None = None, strict: bool = False) -> Agent:
+    def load(
+        cls, path: str | Path, *, device: str | None = None, total_steps: int | None = None, strict: bool = False
+    ) -> Agent:
         """The agent in a checkpoint, or in the newest one of a run folder; runs no code from the file.
 
         Args:
             path: a checkpoint or a run folder.
             device: as `runtime.device`; none: where it was trained.
+            total_steps: of the run, to go on beyond its end; none: as it was.
             strict: refuse a run whose newest checkpoint is damaged, instead of taking the one before it.
 
         Raises:
@@ -377,6 +436,8 @@ class Agent:
         config = from_yaml(state["config"], f"{path} (config)")
         if device is not None:
             config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+        if total_steps is not None:
+            config = dataclasses.replace(config, total_steps=total_steps)
         agent = cls.__new__(cls)
         agent._build(config, state["spaces"])
         agent.load_state_dict(state)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppo_kl.batch import Rollout, State
 from ppo_kl.envs.autoreset import Environments
+from ppo_kl.envs.snapshot import RunningEpisodes, Snapshot, kept, return_to
 from ppo_kl.observations import Array, Obs, by_part, over_parts, stored
 from ppo_kl.policies.actor_critic import Policy, PolicyOutput, restarted
 from ppo_kl.policies.families import Family
@@ -100,6 +101,37 @@ class Collector:
         self._obs: Any = None
         self._starts = np.ones(self.envs.num_envs, bool)
         self._state: State | None = None
+        self._running = RunningEpisodes(self.envs.num_envs)
+
+    def snapshot(self) -> Snapshot | None:
+        """Where the environments stand; none where they stand nowhere yet, or cannot be brought there again."""
+        if self._obs is None or not self.envs.replayable:
+            return None
+        mask = self.envs.action_mask
+        return Snapshot(
+            list(self._running.actions),
+            torch.from_numpy(self._running.steps),
+            kept(self.envs, self._obs),
+            None if mask is None else torch.from_numpy(mask),
+            torch.from_numpy(self.episodes.returns.copy()),
+        )
+
+    def return_to(self, snapshot: Snapshot, state: State) -> None:
+        """Go on from where a snapshot was taken, with environments that were made to begin its episodes.
+
+        Args:
+            snapshot: where the environments shall stand.
+            state: what a recurrent policy remembered there; empty for others.
+
+        Raises:
+            EnvDataError: they come to stand somewhere else.
+            EnvWorkerError: one failed on the way.
+        """
+        self._obs = return_to(self.envs, snapshot, lambda row: self.family.to_env(row.to(self.device)))
+        steps = snapshot.steps.numpy()
+        self._starts, self._state = steps == 0, state
+        self._running.actions, self._running.steps = list(snapshot.actions), steps
+        self.episodes.returns, self.episodes.lengths = snapshot.returns.numpy().copy(), steps.copy()
 
     @property
     def state(self) -> State:
@@ -169,7 +201,10 @@ class Collector:
         self._check.warn_of_bounds(told.obs)
         self.nonfinite = told.nonfinite
         self._obs, self._starts, self._state = obs, starts, state
-        return self._rollout(policy, told, torch.stack(action_taken), outputs, states, at_end)
+        action = torch.stack(action_taken)
+        if envs.replayable:
+            self._running.add(action, np.concatenate([told.starts[1:], starts[None]]))
+        return self._rollout(policy, told, action, outputs, states, at_end)
 
     def _rollout(
         self,

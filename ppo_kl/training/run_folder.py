@@ -101,9 +101,10 @@ class Metadata:
         folder: the run's.
         device: what it trains on.
         threads: CPU threads inside one PyTorch operation.
+        inexact: why the run is not, bit for bit, one that goes on without a stop; none where it is.
     """
 
-    def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
+    def __init__(self, folder: Path, device: torch.device, threads: int, inexact: str | None = None) -> None:
         self._path = folder / "metadata.json"
         earlier: list[Any] = []
         if self._path.exists():
@@ -119,6 +120,8 @@ class Metadata:
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "threads": threads,
             },
+            "exact_resume": inexact is None,
+            "inexact_because": inexact,
             "start": _now(),
             "end": None,
             "exit_status": None,

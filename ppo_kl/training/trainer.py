@@ -7,16 +7,13 @@ import dataclasses
 import os
 import shlex
 import shutil
-import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,11 +21,13 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
-from ppo_kl.errors import CheckpointError, OutputError, PPOKLError
+from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
+from ppo_kl.load import from_yaml, to_yaml
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
-from ppo_kl.training.iteration import Callback, all_go_on
+from ppo_kl.training.iteration import Callback, Iteration, all_go_on
+from ppo_kl.training.stopping import Stopped, StopRequest, stop_on_signals
 
 KL_BEFORE_LIMIT = 1e-5
 """Nats; a KL above this before the first step is no rounding."""
@@ -40,19 +39,16 @@ class RunResult(NamedTuple):
     folder: Path
     agent: Agent
     exit_status: int
-    """0 finished; 130 or 143 stopped by SIGINT or SIGTERM after saving."""
+    """0 finished; 130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP after saving."""
     result: dict[str, float | None] | None
     """As in `result.json`; none where the run was stopped."""
 
 
-class StopRequest:
-    """Set by SIGINT or SIGTERM; looked at between iterations."""
-
-    signal: signal.Signals | None = None
-
-
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
     """Train from the start, in a new run folder.
+
+    From the folder on, SIGINT, SIGTERM and SIGHUP end the run at once, also in the middle of an iteration or a
+    callback, with a checkpoint of the last finished iteration. What was done since is done again on `resume`.
 
     Args:
         config: the whole configuration, see `ppo_kl.load_config`.
@@ -69,63 +65,117 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
     config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
     torch.set_num_threads(config.runtime.num_threads)
     agent = Agent(config)
-    return _run(agent, run_folder.create(config), callbacks, quiet, resumed=False)
+    with closing(agent), stop_on_signals() as stop:
+        return _run(agent, run_folder.create(config), callbacks, quiet, stop)
 
 
-def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
-    """Go on with a run from its newest checkpoint; environments begin new episodes.
+def resume(
+    folder: str | Path,
+    *,
+    total_steps: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> RunResult:
+    """Go on with a run from its newest checkpoint.
+
+    On the CPU what follows is, bit for bit, what would have followed had the run not stopped. Where environments cannot
+    be brought to where they stood, they begin new episodes; a warning and metadata.json say so.
 
     Args:
         folder: the run's.
+        total_steps: environment steps to train for, those already done included, from which schedules are reckoned
+            anew; a finished run goes on to them. None: as they were.
         callbacks: as `train`.
         quiet: as `train`.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
+        ConfigError: more steps than `total_steps` are done already.
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: not a run folder (it has no config.yaml)")
-    agent = Agent.load(folder)
+    # What was asked for last is in the file: the checkpoint may be older.
+    config_file = folder / "config.yaml"
+    before = from_yaml(config_file.read_text(encoding="utf-8"), str(config_file)).total_steps
+    agent = Agent.load(folder, total_steps=before if total_steps is None else total_steps)
+    if total_steps is not None and total_steps < agent.steps:
+        raise ConfigError(
+            f"total_steps={total_steps}: {folder} has done {agent.steps} steps already; nothing was changed; ask for "
+            "more, or begin a new run",
+            "total_steps",
+        )
     done = folder / "result.json"
-    if done.exists():
+    if done.exists() and agent.config.total_steps <= max(before, agent.steps):
         with TrainingConsole(agent.config.total_steps, agent.steps, quiet) as console:
             console.say(f"{folder}: already done, nothing changed")
         return RunResult(folder, agent, 0, run_folder.read_json(done))
     torch.set_num_threads(agent.config.runtime.num_threads)
-    return _run(agent, folder, callbacks, quiet, resumed=True)
+    with closing(agent):
+        begun_anew = agent.open()
+        with stop_on_signals() as stop:
+            if agent.config.total_steps != before:
+                with _output(folder):
+                    run_folder.write_text(config_file, to_yaml(agent.config))
+                    done.unlink(missing_ok=True)
+            return _run(agent, folder, callbacks, quiet, stop, _Part(agent.steps, before, begun_anew))
 
 
-def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool, *, resumed: bool) -> RunResult:
+class _Part(NamedTuple):
+    """What a later part of a run goes on from."""
+
+    steps: int
+    """Environment steps done."""
+    total_steps: int
+    """Environment steps that were wanted before."""
+    begun_anew: str | None
+    """Why its environments begin new episodes; none where they go on with theirs."""
+
+
+def _run(
+    agent: Agent,
+    folder: Path,
+    callbacks: Sequence[Callback],
+    quiet: bool,
+    stop: StopRequest,
+    part: _Part | None = None,
+) -> RunResult:
     config = agent.config
-    resumed_at = agent.steps if resumed else None
+    resumed_at = None if part is None else part.steps
     with _output(folder):
-        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads)
+        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, _inexact(agent, part))
         writers = (
             JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
             TensorBoardWriter(folder, config, resumed_at),
         )
     begin, exit_status, result = time.perf_counter(), 1, None
+    boundary = agent.state_dict()
+    """Of the last finished iteration: what is saved, however the run ends."""
     try:
-        with _stop_on_signals() as stop, TrainingConsole(config.total_steps, agent.steps, quiet) as console:
+        with TrainingConsole(config.total_steps, agent.steps, quiet) as console:
             console.say(f"Run folder: {folder}")
             console.say(f"Look at it: {_tensorboard()} --logdir {shlex.quote(_runs_dir(folder))}")
             console.say(_what_runs(agent))
-            for state in agent.iterations_until(config.total_steps):
+            for line in _what_differs(agent, part):
+                console.say(line)
+            iterations = agent.iterations_until(config.total_steps)
+            while taken := _next(iterations, stop):
+                state, boundary = taken
                 with _output(folder):
                     for writer in writers:
                         writer.write(state.steps, state.number, state.metrics, state.histograms)
                     if state.number % config.runtime.checkpoint_every == 0:
-                        _save(agent, folder)
+                        _save(boundary, folder, config.runtime.keep_checkpoints)
                 console.show(state.steps, state.metrics)
                 _warn_of_stale_policy(console, state.metrics["kl/before_update"])
-                if not all_go_on(callbacks, state) or stop.signal:
+                if not _all_go_on(callbacks, state, stop):
                     break
             with _output(folder):
-                _save(agent, folder)
+                _save(boundary, folder, config.runtime.keep_checkpoints)
             if stop.signal:
+                agent.load_state_dict(boundary)
                 exit_status = 128 + stop.signal
-                console.say(f"Stopped by {stop.signal.name} at step {agent.steps:,}, saved. Go on with:")
+                console.say(f"Stopped by {stop.signal.name} at step {boundary['steps']:,}, saved. Go on with:")
                 plugins = "".join(f" --plugin {module}" for module in modules_in(config))
                 console.say(f"ppo-kl train --resume {shlex.quote(str(folder))}{plugins}")
             else:
@@ -133,14 +183,12 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
                 console.say(_how_it_ended(result))
     except BaseException as error:
         exit_status = _exit_status(error)
-        # A checkpoint of this step is of a finished iteration; what failed may be half-way through the next.
-        saved = checkpoint.path_at(folder / "checkpoints", agent.steps).exists()
-        if agent.steps and not saved and not isinstance(error, OutputError):
+        # Not where the disk refused it, or a second signal came: that one wants no more of anything.
+        if boundary["steps"] and not isinstance(error, (OutputError, SystemExit)):
             with contextlib.suppress(OSError, PPOKLError):
-                _save(agent, folder)
+                _save(boundary, folder, config.runtime.keep_checkpoints)
         raise
     finally:
-        agent.close()
         with _output(folder), contextlib.ExitStack() as ending:  # all of it, also where one fails
             ending.callback(metadata.end, exit_status)
             for writer in writers:
@@ -149,6 +197,41 @@ def _run(agent: Agent, folder: Path, callbacks: Sequence[Callback], quiet: bool,
         with _output(folder):
             run_folder.write_json(folder / "result.json", result)
     return RunResult(folder, agent, exit_status, result)
+
+
+def _next(iterations: Iterator[Iteration], stop: StopRequest) -> tuple[Iteration, dict[str, Any]] | None:
+    """The next iteration and the state after it; none after the last, or where a signal ended it half-way."""
+    try:
+        with stop.interrupts():
+            state = next(iterations, None)
+            return None if state is None else (state, state.agent.state_dict())
+    except Stopped:
+        return None
+
+
+def _all_go_on(callbacks: Sequence[Callback], state: Iteration, stop: StopRequest) -> bool:
+    try:
+        with stop.interrupts():
+            return all_go_on(callbacks, state)
+    except Stopped:
+        return False
+
+
+def _inexact(agent: Agent, part: _Part | None) -> str | None:
+    """Why this run is not, bit for bit, one that goes on without a stop; none where it is."""
+    if not agent.resumes_exactly:
+        return f"{agent.config.env.id} steps its own copies and cannot be brought to where they stood"
+    return None if part is None else part.begun_anew
+
+
+def _what_differs(agent: Agent, part: _Part | None) -> Iterator[str]:
+    """What a resumed part has that the run would not have had without a stop, and what will be so."""
+    if not agent.resumes_exactly:
+        yield f"A resumed run begins new episodes: {_inexact(agent, part)}"
+    elif part is not None and part.begun_anew:
+        yield f"New episodes begin: {part.begun_anew}"
+    if part is not None and agent.config.total_steps != part.total_steps:
+        yield f"total_steps {part.total_steps:,} → {agent.config.total_steps:,}, from which schedules are reckoned now"
 
 
 def _exit_status(error: BaseException) -> int:
@@ -174,11 +257,11 @@ def _warn_of_stale_policy(console: TrainingConsole, kl_before: float) -> None:
         )
 
 
-def _save(agent: Agent, folder: Path) -> None:
+def _save(state: dict[str, Any], folder: Path, keep: int) -> None:
     """Save, then let go of the oldest checkpoints: never the other way round."""
-    path = checkpoint.path_at(folder / "checkpoints", agent.steps)
-    agent.save(path)
-    checkpoint.prune(path, agent.config.runtime.keep_checkpoints)
+    path = checkpoint.path_at(folder / "checkpoints", state["steps"])
+    checkpoint.save(path, state)
+    checkpoint.prune(path, keep)
 
 
 def _runs_dir(folder: Path) -> str:
@@ -225,24 +308,3 @@ def _how_it_ended(result: dict[str, float | None]) -> str:
     score = result["return_last100"]
     learned = "no episode ended" if score is None else f"mean return of the last 100 episodes {score:.1f}"
     return f"Done: {result['steps']:,} steps in {result['seconds']:.0f} s, {learned}"
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[StopRequest]:
-    """The first SIGINT or SIGTERM asks to stop at the end of the iteration, the second stops at once."""
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            raise SystemExit(128 + number)
-        stop.signal = signal.Signals(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

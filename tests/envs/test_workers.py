@@ -685,3 +685,29 @@ def test_environments_that_differ_are_refused_with_both_spaces():
         assert not multiprocessing.active_children()
         differ = f"number 2 has the {kind} space Box(0.0, 2.0, (5,), float32), number 0 has {first[kind]}"
         assert differ in str(told.value)
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+class TellsOfSignals(Broken):
+    """Shows how many signals are blocked in its process, and how many it answers as its parent does."""
+
+    def _obs(self, call: str) -> Any:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        handled = [callable(signal.getsignal(n)) and n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        return np.float32([len(blocked), sum(map(bool, handled))])
+
+
+def test_a_worker_answers_no_signal_as_its_parent_does_and_blocks_none():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: pytest.fail("the parent's handler")) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        env = WorkerVectorEnv([TellsOfSignals], timeout=20.0, name=ID)
+        assert env.reset()[0].tolist() == [[0, 0]]
+        env.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask

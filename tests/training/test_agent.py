@@ -63,6 +63,9 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
     if isinstance(a, torch.Tensor):
         return [] if a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes() else [where]
     return [] if a == b else [where]
@@ -632,16 +635,15 @@ def test_a_loaded_agent_learns_on_and_repeats_it_bit_for_bit(saved):
     assert not differences(first.state_dict(), second.state_dict())
 
 
-def test_a_loaded_agent_begins_episodes_that_it_has_not_seen(tmp_path, rollouts):
+def test_a_loaded_agent_goes_on_with_the_episodes_that_were_running(tmp_path, rollouts):
     agent = small_agent("Counter")
     metrics_of(agent, 2)
     agent.save(tmp_path / "agent.pt")
-    seen = {tuple(x) for rollout in rollouts for x in rollout.obs[..., :2].flatten(0, 1).tolist()}
     rollouts.clear()
+    agent.iterate()
     Agent.load(tmp_path / "agent.pt").iterate()
-    later = {tuple(x) for x in rollouts[0].obs[..., :2].flatten(0, 1).tolist()}
-    assert len(seen) > 4
-    assert not seen & later
+    for one, other in zip(*rollouts, strict=True):
+        assert (one is None and other is None) or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_a_closed_agent_learns_on_in_new_episodes(rollouts):
@@ -762,6 +764,8 @@ def test_data_that_is_not_finite_ends_learning_naming_environment_and_step_and_c
     with pytest.raises(EnvDataError, match=rf"environment {FAULTY_ENV} is .*{value}.* step [12] "):
         agent.iterate()
     after = agent.state_dict()
+    assert after.pop("envs") is None  # whoever goes on begins new episodes
+    del before["envs"]
     assert differences(before, after) == ["/action_generator"]
 
 
