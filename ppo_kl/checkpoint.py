@@ -27,6 +27,8 @@ from ppo_kl.errors import CheckpointError, CheckpointWarning, OutputError
 FORMAT_VERSION = 3
 MAGIC = b"ppo_kl checkpoint\n"
 _SEAL = struct.Struct(f"<{len(MAGIC)}sQ32s")
+BEST = "best.pt"
+"""The checkpoint whose evaluation was best so far, beside those of the steps."""
 _NAME = re.compile(r"step_(\d{12})\.pt")
 
 
@@ -211,6 +213,19 @@ def load_newest(folder: Path, *, strict: bool = False) -> dict[str, Any]:
                 warnings.warn(f"{error}; going back to {path.name}", CheckpointWarning, stacklevel=2)
                 return state
         raise
+
+
+def load_from(path: Path, *, strict: bool = False) -> dict[str, Any]:
+    """Read an agent's state from a checkpoint, or from the newest one of a run folder; `strict` as `load_newest`.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or not an agent's.
+    """
+    state = load_newest(path / "checkpoints", strict=strict) if path.is_dir() else load(path)
+    missing = {"config", "spaces"} - state.keys()
+    if missing:
+        raise CheckpointError(f"{path}: {', '.join(sorted(missing))} is missing; not an agent's checkpoint")
+    return state
 
 
 def prune(saved: Path, keep: int) -> None:

@@ -100,6 +100,16 @@ def from_yaml(text: str, where: str) -> TrainConfig:
     return loaded
 
 
+def read_config(path: Path) -> TrainConfig:
+    """The whole configuration in a file, as `to_yaml` wrote it; nothing that it names is imported.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    loaded: TrainConfig = _decode(read_yaml(path), TrainConfig, "")
+    return loaded
+
+
 def to_yaml(config: Settings) -> str:
     """The whole configuration as text that `from_yaml` reads back to an equal one."""
     text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -34,10 +35,14 @@ Which settings to start from (files, or names of shipped ones):
                     that a run was made with, for --resume
   --resume RUN      go on with a run where it stopped; with --total-steps N to another end, from which schedules are
                     then reckoned
+  --init-from RUN   begin with the weights of another run, or of a checkpoint, and nothing else of it; unless --env or
+                    --config is given, with the settings of that run, too: --objective and others change them
   --quiet           print nothing
 
 Every single setting is an option below; options win over files."""
 
+
+_WITH_EXPONENT = re.compile(r"(--[^=\s]+=)?(\d+(?:\.\d+)?[eE]\+?\d+)")
 
 LAYERS = ("config", "env", "objective", "kl_stop", "runtime")
 """Options that name files to start from, in the order in which later ones win."""
@@ -68,6 +73,11 @@ def main(arguments: list[str]) -> int:
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)
+    if chosen.init_from is not None:
+        entries["init_from"] = chosen.init_from
+        if chosen.config is None and chosen.env is None and (Path(chosen.init_from) / "config.yaml").is_file():
+            layers["config"] = str(Path(chosen.init_from) / "config.yaml")
+    rest = [_without_exponent(argument) for argument in rest]
     config = load_config(**layers, kinds=kinds, overrides=entries)
     _refuse_of_other_parts(rest, config.objective)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
@@ -79,13 +89,21 @@ def main(arguments: list[str]) -> int:
 
 def _chooser() -> argparse.ArgumentParser:
     chooser = argparse.ArgumentParser(prog="ppo-kl train", add_help=False, allow_abbrev=False)
-    for name in (*LAYERS, "resume"):
+    for name in (*LAYERS, "resume", "init_from"):
         chooser.add_argument(f"--{name.replace('_', '-')}")
     for part in PARTS:
         chooser.add_argument(f"--objective.{part}.kind", dest=part)
     chooser.add_argument("--quiet", action="store_true")
     chooser.add_argument("--plugin", action="append", default=[])
     return chooser
+
+
+def _without_exponent(argument: str) -> str:
+    """1e6 as 1000000, which is an integer where one is wanted and the same number where not."""
+    match = _WITH_EXPONENT.fullmatch(argument)
+    if match is None or not float(match[2]).is_integer():
+        return argument
+    return f"{match[1] or ''}{int(float(match[2]))}"
 
 
 _OF_A_PART = re.compile(rf"--objective\.({'|'.join(PARTS)})\.([\w-]+)(?:=.*)?", re.DOTALL)

@@ -86,6 +86,10 @@ GLOSSARY: dict[str, Metric] = {
     "rollout/return_last100": Metric("reward", "old", "mean", "the same over the last 100 episodes"),
     "rollout/length_mean": Metric("steps", "old", "mean", "length of the episodes that ended in this rollout"),
     "rollout/episodes": Metric("count", "old", "sum", "episodes that ended in this rollout"),
+    "eval/return_mean": Metric(
+        "reward", "new", "mean", "undiscounted return on environments of its own, every evaluation.every iterations"
+    ),
+    "eval/return_std": Metric("reward", "new", "variance", "standard deviation of the same over its episodes"),
     "env/nonfinite": Metric(
         "count", "old", "sum", "episodes of this rollout cut by a number that is not finite (env.nonfinite: truncate)"
     ),

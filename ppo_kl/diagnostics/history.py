@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.event_file import Points, read_scalars
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import from_yaml
+from ppo_kl.load import read_config
 
-METRICS, EVENTS, MAX_CONFIG_BYTES = "metrics.jsonl", "events.out.tfevents.*", 1_000_000
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
 
 Column = NDArray[np.float64]
 
@@ -154,12 +154,9 @@ def _number(value: Any) -> float:
 
 def config_of(folder: Path) -> TrainConfig | None:
     """The run's configuration; none where there is none that this version, without plug-ins, can read."""
-    path = folder / "config.yaml"
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        return from_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ConfigError):
+        return read_config(folder / "config.yaml")
+    except ConfigError:
         return None
 
 

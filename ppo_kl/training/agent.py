@@ -28,7 +28,8 @@ from ppo_kl.policies.custom import make_policy
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
 from ppo_kl.policies.spaces import describe, family_of, from_description
 from ppo_kl.training.collector import Collector
-from ppo_kl.training.evaluation import Evaluation, evaluate
+from ppo_kl.training.evaluation import Evaluation, evaluate, evaluated
+from ppo_kl.training.init_from import init_from
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
 from ppo_kl.training.kl_stop import require_threshold
 from ppo_kl.training.learner import Learner
@@ -79,6 +80,8 @@ class Agent:
         envs = make_vector_env(config.env, config.seed)
         try:
             self._build(config, _spaces_of(envs, config))
+            if config.init_from is not None:
+                init_from(self, Path(config.init_from))
         except BaseException:
             envs.close()
             raise
@@ -117,6 +120,8 @@ class Agent:
         self._begun_anew: str | None = None
         self._memory: State = ()
         self.last100: list[float] = []
+        self.best_return: float | None = None
+        """Of the evaluations made while it was trained."""
 
     def _generator(self, stream: str) -> torch.Generator:
         child = np.random.SeedSequence(self.config.seed, spawn_key=(STREAMS[stream],))
@@ -328,16 +333,23 @@ class Agent:
         starts = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         return ActingMemory(self.policy.initial_state(num_envs), starts)
 
-    def evaluate(self, episodes: int = 10, *, deterministic: bool = True) -> Evaluation:
-        """Whole episodes on environments of their own; changes nothing of the agent, its random streams included."""
+    def evaluate(
+        self, episodes: int = 10, *, deterministic: bool = True, video: str | Path | None = None
+    ) -> Evaluation:
+        """Whole episodes on environments of their own; changes nothing of the agent, its random streams included.
+
+        Args:
+            episodes: how many; always the same ones, so that two evaluations differ by the agent alone.
+            deterministic: the most likely actions; else drawn from the policy.
+            video: a folder for a video of every episode, which are then played one after the other.
+
+        Raises:
+            ConfigError: `episodes` is below 1, or this environment cannot be recorded.
+        """
         if episodes < 1:
             raise ConfigError(f"episodes={episodes!r}: allowed: >= 1")
         generator = self._generator("evaluation")
-        env = self.config.env
-        # A vector environment of its own may show something else than single ones, as Atari's does.
-        how: Any = "native" if env.vectorization == "native" else "sync"
-        config = dataclasses.replace(env, vectorization=how, num_envs=min(episodes, 10), timeout=type(env).timeout)
-        envs = make_vector_env(config, self.config.seed, first_env=EVALUATION)
+        envs = make_vector_env(evaluated(self.config.env, episodes, video), self.config.seed, first_env=EVALUATION)
         memory = self.new_memory(envs.num_envs)
 
         @torch.inference_mode()
@@ -369,6 +381,7 @@ class Agent:
             "envs": None if stood is None else stood._asdict(),
             "memory": [x.cpu().clone() for x in self._memory],
             "last100": list(self.last100),
+            "best_return": self.best_return,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -407,6 +420,7 @@ class Agent:
         self._action_generator.set_state(state["action_generator"])
         self.steps, self.iterations = state["steps"], state["iterations"]
         self._episodes_begun, self.last100 = list(state["episodes_begun"]), list(state["last100"])
+        self.best_return = state["best_return"]
         self._memory = tuple(x.to(self.device) for x in state["memory"])
 
     def save(self, path: str | Path) -> None:
@@ -428,11 +442,7 @@ class Agent:
         Raises:
             CheckpointError: there is none, or it is damaged.
         """
-        path = Path(path)
-        state = checkpoint.load_newest(path / "checkpoints", strict=strict) if path.is_dir() else checkpoint.load(path)
-        missing = {"config", "spaces"} - state.keys()
-        if missing:
-            raise CheckpointError(f"{path}: {', '.join(sorted(missing))} is missing; not an agent's checkpoint")
+        state = checkpoint.load_from(Path(path), strict=strict)
         config = from_yaml(state["config"], f"{path} (config)")
         if device is not None:
             config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.autoreset import Environments
+from ppo_kl.errors import ConfigError
 from ppo_kl.observations import Array
 from ppo_kl.training.data_check import DataCheck
 
@@ -27,6 +31,37 @@ class Evaluation(NamedTuple):
     def std(self) -> float:
         """Standard deviation of the returns."""
         return float(np.std(self.returns))
+
+
+def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None) -> EnvConfig:
+    """The environments on which an agent of `env` is evaluated.
+
+    Args:
+        env: what it was trained on.
+        episodes: how many will be played.
+        video: a folder for a video of every episode.
+
+    Raises:
+        ConfigError: a vector environment of its own cannot be recorded.
+    """
+    # A vector environment of its own may show something else than single ones, as Atari's does.
+    native = env.vectorization == "native"
+    plain = dataclasses.replace(
+        env,
+        vectorization="native" if native else "sync",
+        num_envs=1 if video is not None else min(episodes, 10),
+        timeout=type(env).timeout,
+    )
+    if video is None:
+        return plain
+    if native:
+        raise ConfigError(f"video={str(video)!r}: {env.id} steps its own copies, which no wrapper can record")
+    recorder = {"video_folder": str(video), "every": 1, "disable_logger": True}
+    return dataclasses.replace(
+        plain,
+        kwargs={**env.kwargs, "render_mode": "rgb_array"},
+        wrappers={**{k: v for k, v in env.wrappers.items() if k != "RecordVideo"}, "RecordVideo": recorder},
+    )
 
 
 def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments, episodes: int) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import shutil
@@ -20,10 +21,11 @@ import torch
 from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
+from ppo_kl.diagnostics.history import History, read_history
 from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
-from ppo_kl.load import from_yaml, to_yaml
+from ppo_kl.load import read_config, to_yaml
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on
@@ -42,6 +44,14 @@ class RunResult(NamedTuple):
     """0 finished; 130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP after saving."""
     result: dict[str, float | None] | None
     """As in `result.json`; none where the run was stopped."""
+
+    @property
+    def history(self) -> History:
+        """The metrics so far, a row per iteration: `steps`, and `columns` by tag, as NumPy arrays.
+
+        pandas.DataFrame(result.history.columns, index=result.history.steps)
+        """
+        return read_history(self.folder)
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
@@ -97,7 +107,7 @@ def resume(
         raise CheckpointError(f"{folder}: not a run folder (it has no config.yaml)")
     # What was asked for last is in the file: the checkpoint may be older.
     config_file = folder / "config.yaml"
-    before = from_yaml(config_file.read_text(encoding="utf-8"), str(config_file)).total_steps
+    before = read_config(config_file).total_steps
     agent = Agent.load(folder, total_steps=before if total_steps is None else total_steps)
     if total_steps is not None and total_steps < agent.steps:
         raise ConfigError(
@@ -158,7 +168,7 @@ def _run(
             console.say(_what_runs(agent))
             for line in _what_differs(agent, part):
                 console.say(line)
-            iterations = agent.iterations_until(config.total_steps)
+            iterations, best = agent.iterations_until(config.total_steps), agent.best_return
             while taken := _next(iterations, stop):
                 state, boundary = taken
                 with _output(folder):
@@ -166,6 +176,9 @@ def _run(
                         writer.write(state.steps, state.number, state.metrics, state.histograms)
                     if state.number % config.runtime.checkpoint_every == 0:
                         _save(boundary, folder, config.runtime.keep_checkpoints)
+                    if boundary["best_return"] != best:
+                        best = boundary["best_return"]
+                        checkpoint.save(folder / "checkpoints" / checkpoint.BEST, boundary)
                 console.show(state.steps, state.metrics)
                 _warn_of_stale_policy(console, state.metrics["kl/before_update"])
                 if not _all_go_on(callbacks, state, stop):
@@ -204,9 +217,24 @@ def _next(iterations: Iterator[Iteration], stop: StopRequest) -> tuple[Iteration
     try:
         with stop.interrupts():
             state = next(iterations, None)
-            return None if state is None else (state, state.agent.state_dict())
+            if state is None:
+                return None
+            state = _evaluated(state)
+            return state, state.agent.state_dict()
     except Stopped:
         return None
+
+
+def _evaluated(state: Iteration) -> Iteration:
+    """With what an evaluation says, where one is due; the agent keeps in mind the best."""
+    agent, config = state.agent, state.agent.config.evaluation
+    if config.every is None or state.number % config.every:
+        return state
+    found = agent.evaluate(config.episodes, deterministic=not config.stochastic)
+    if math.isfinite(found.mean) and (agent.best_return is None or found.mean > agent.best_return):
+        agent.best_return = found.mean
+    told = {"eval/return_mean": found.mean, "eval/return_std": found.std}
+    return state._replace(metrics=state.metrics | told)
 
 
 def _all_go_on(callbacks: Sequence[Callback], state: Iteration, stop: StopRequest) -> bool:
