@@ -22,7 +22,7 @@ class Cell(NamedTuple):
 
 def binned(values: NDArray[np.float64], width: int) -> list[NDArray[np.float64]]:
     """The finite values of at most `width` stretches of equal length; a stretch may be empty."""
-    parts = np.array_split(values, min(width, len(values)))
+    parts = np.array_split(values, max(min(width, len(values)), 1))
     return [part[np.isfinite(part)] for part in parts]
 
 
