@@ -52,7 +52,7 @@ def test_a_run_is_told_from_its_name_to_its_numbers():
         "25,600 steps",
         "  return  ▁",
         "\nReturn ",
-        "\nKL ",
+        "\nKL   ",
         "\n  target ",
         "\n  tracking ",
         "\nλ ",
