@@ -58,7 +58,7 @@ def logarithmic(axes: Any, values: Column, also: Sequence[float] = (), decades: 
     Args:
         axes: before anything is drawn on it.
         values: what will be drawn.
-        also: what must be on it too.
+        also: what must be on it too, positive.
         decades: values further below the largest are left out.
     """
     known = np.array([*finite(values), *also])
@@ -66,7 +66,7 @@ def logarithmic(axes: Any, values: Column, also: Sequence[float] = (), decades: 
     if not len(known):
         return
     high = float(known.max()) * 1.6
-    low = max(float(known.min()) / 1.6, high / 10**decades)
+    low = min(max(float(known.min()), high / 10**decades), *also, high) / 1.6
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     if high < 100 * low:

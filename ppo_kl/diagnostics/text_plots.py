@@ -70,18 +70,18 @@ class Scale(NamedTuple):
 
 
 def scale_for(values: NDArray[np.float64], height: int, *also: float) -> Scale | None:
-    """A scale from the smallest to the largest positive number, over three decades at most; None without one.
+    """A scale from the smallest to the largest positive number, or three decades down from it; None without one.
 
     Args:
         values: `[U]`.
         height: rows, at least 2.
-        also: what must be on it too.
+        also: what must be on it too, positive.
     """
     positive = [*values[np.isfinite(values) & (values > 0)], *also]
     if not positive:
         return None
     high = max(positive) * 1.05
-    low = max(min(positive), high / 10**DECADES) / 1.05
+    low = min(max(min(positive), high / 10**DECADES), *also, high) / 1.05
     return Scale(low, high, height)
 
 

@@ -80,6 +80,11 @@ def test_the_kl_is_drawn_as_it_was_with_its_shares_beside_the_band():
     assert (low, high) == pytest.approx((0.01 / 1.5, 0.015))
 
 
+def test_a_band_far_below_the_kl_is_on_the_axis_all_the_same():
+    far = tell(run(steered(np.full(N, 5.0)) | {"kl/target_low": 1e-6, "kl/target_high": 2e-6}, N))
+    assert draw(far).axes[0].get_ylim()[0] < 1e-6
+
+
 def test_the_profile_has_its_epochs_in_their_order():
     profile = draw(WITH_PROFILE).axes[4]
     first = lines(profile)["first third"]

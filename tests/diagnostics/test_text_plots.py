@@ -55,6 +55,10 @@ def test_a_scale_holds_all_that_is_positive_within_three_decades():
     assert scale_for(np.array([0.0, math.nan]), 5) is None
 
 
+def test_a_scale_reaches_further_for_a_band_that_must_be_on_it():
+    assert scale_for(np.array([1e-9, 0.5]), 5, 1e-6).low == pytest.approx(1e-6, rel=0.1)
+
+
 def test_a_chart_tells_which_medians_lie_in_the_band():
     values, edge = np.array([0.1, 1.0, 10.0, math.nan]), np.ones(4)
     rows = chart(values, 4, Scale(0.1, 10, 5), (edge * 0.5, edge * 2))
