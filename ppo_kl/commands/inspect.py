@@ -22,6 +22,10 @@ def inspect(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, png: Pat
         runs: run folders, or folders that hold runs.
         png: draw it into this file too, as kl_story.png (or .svg, .pdf).
     """
+    if not runs:
+        raise ConfigError(
+            "no RUN given; name run folders, as runs/ENV/OBJECTIVE/seed0, or one that holds runs, as runs"
+        )
     save = None if png is None else _save()
     folders = dict.fromkeys(folder for named in runs for folder in find_runs(named))
     stories = [tell(read_run(folder)) for folder in folders]

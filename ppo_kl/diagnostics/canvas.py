@@ -52,9 +52,23 @@ def style(axes: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def numbers(axes: Any) -> None:
-    """Plain numbers on a logarithmic axis, and more than one of them where it spans little."""
-    low, high = axes.get_ylim()
+def logarithmic(axes: Any, values: Column, also: Sequence[float] = (), decades: int = 4) -> None:
+    """A logarithmic y-axis with plain numbers; as it was where there is nothing positive to show.
+
+    Args:
+        axes: before anything is drawn on it.
+        values: what will be drawn.
+        also: what must be on it too, positive.
+        decades: values further below the largest are left out.
+    """
+    known = np.array([*finite(values), *also])
+    known = known[known > 0]
+    if not len(known):
+        return
+    high = float(known.max()) * 1.6
+    low = min(max(float(known.min()), high / 10**decades), *also, high) / 1.6
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
     if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -74,13 +88,6 @@ def line(axes: Any, history: History, tag: str, **look: Any) -> None:
     column = history.column(tag)
     there = np.isfinite(column)
     axes.plot(history.steps[there], column[there], **look)
-
-
-def decades(values: Column, also: Sequence[float]) -> tuple[float, float]:
-    """What a logarithmic axis shows: all of it, but for values more than four decades below the largest."""
-    known = np.array([*finite(values), *also])
-    high = float(known.max()) * 1.6
-    return max(float(known.min()) / 1.6, high / 1e4), high
 
 
 def smooth(values: Column, parts: int = SMOOTHING) -> Column:

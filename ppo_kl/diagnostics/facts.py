@@ -53,7 +53,7 @@ def _lambda(story: Story) -> str:
         return "0: no penalty"
     if s.raised + s.lowered == 0:
         return f"{s.first:.3g} throughout"
-    moves = f"raised {s.raised} times, lowered {s.lowered}, kept {s.kept}"
+    moves = f"raised {s.raised:,} times, lowered {s.lowered:,}, kept {s.kept:,}"
     return f"{s.first:.3g} at first, {s.last:.3g} at the end, {s.lowest:.3g} to {s.highest:.3g}; {moves}"
 
 

@@ -71,7 +71,7 @@ def _kl(axes: Any, story: Story) -> None:
     history, band, t = story.run.history, band_of(story.run.history), story.tracking
     kl = np.maximum(kl_of(history), 1e-9)
     canvas.name(axes, "KL of each update, nats")
-    axes.set_yscale("log")
+    canvas.logarithmic(axes, kl, [] if band is None else [band[1].min(), band[2].max()])
     if band is None or t is None:
         axes.plot(history.steps, kl, ".", color=SKY, markersize=4)
         axes.axhline(story.kl.median, color=GREY, linewidth=1, linestyle="--", label=f"median {story.kl.median:.2g}")
@@ -83,8 +83,6 @@ def _kl(axes: Any, story: Story) -> None:
         for name, there, colour, share in (*shares, ("below", kl < low, BLUE, t.below)):
             axes.plot(history.steps[there], kl[there], ".", color=colour, markersize=4, label=f"{name} {share:.0%}")
     axes.plot(history.steps, canvas.smooth(kl), color=BLACK, linewidth=1.5)
-    axes.set_ylim(*canvas.decades(kl, [] if band is None else [band[1].min(), band[2].max()]))
-    canvas.numbers(axes)
     canvas.legend(axes)
 
 
@@ -92,7 +90,7 @@ def _lambda(axes: Any, story: Story) -> None:
     history, bounds, s = story.run.history, bounds_of(story.run), story.steering
     kl_lambda = history.column("penalty/lambda")
     canvas.name(axes, "λ, the weight of the penalty")
-    axes.set_yscale("log")
+    canvas.logarithmic(axes, kl_lambda, decades=30)
     axes.step(history.steps, kl_lambda, color=ORANGE, linewidth=1.8, where="post")
     if bounds is not None and s is not None:
         for name, bound, share in (("min", bounds[0], s.at_min), ("max", bounds[1], s.at_max)):
@@ -104,9 +102,6 @@ def _lambda(axes: Any, story: Story) -> None:
                     linestyle="--",
                     label=f"at {name} {share:.0%}",
                 )
-    low, high = float(np.nanmin(kl_lambda[kl_lambda > 0])), float(np.nanmax(kl_lambda))
-    axes.set_ylim(low / 2, high * 2)
-    canvas.numbers(axes)
     canvas.legend(axes)
 
 
@@ -146,22 +141,19 @@ def _share(axes: Any, story: Story) -> None:
     history = story.run.history
     share = np.maximum(history.column("penalty/share"), 1e-6)
     canvas.name(axes, "Penalty's share: |λ · penalty| / |surrogate|")
-    axes.set_yscale("log")
+    canvas.logarithmic(axes, share, [1.0])
     axes.plot(history.steps, share, ".", color=SKY, markersize=4)
     axes.plot(history.steps, canvas.smooth(share), color=BLUE, linewidth=2)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    axes.set_ylim(*canvas.decades(share, [1.0]))
-    canvas.numbers(axes)
 
 
 def _ratio(axes: Any, story: Story) -> None:
     history = story.run.history
     canvas.name(axes, "Ratio π/π_old of the samples: smallest to largest")
-    axes.set_yscale("log")
     low, high = np.maximum(history.column("ratio/min"), 1e-4), history.column("ratio/max")
+    canvas.logarithmic(axes, np.concatenate([low, high]), decades=8)
     axes.fill_between(history.steps, low, high, color=SKY, alpha=0.6, linewidth=0)
     axes.axhline(1, color=GREY, linewidth=1)
-    canvas.numbers(axes)
 
 
 def _explained(axes: Any, story: Story) -> None:

@@ -16,6 +16,8 @@ from ppo_kl.diagnostics.history import Column
 from ppo_kl.diagnostics.story import Story, kl_of
 
 MEAN_POINTS = 200
+SMALLEST = 1e-9
+"""Nats; a KL of 0 is drawn here, off the axis' lower end."""
 
 
 class Curve(NamedTuple):
@@ -57,23 +59,27 @@ def _overlay_return(axes: Any, stories: Sequence[Story], colour: dict[str, str])
 
 def _overlay_kl(axes: Any, stories: Sequence[Story], colour: dict[str, str]) -> None:
     canvas.name(axes, "KL of an update, nats, smoothed; dashed: targets")
-    axes.set_yscale("log")
-    drawn = [np.maximum(canvas.smooth(kl_of(story.run.history)), 1e-9) for story in stories]
-    targets = {t.target for story in stories if (t := story.tracking) is not None}
-    _overlay(axes, stories, colour, lambda story: np.maximum(canvas.smooth(kl_of(story.run.history)), 1e-9))
+    targets = {story.tracking.target for story in stories if story.tracking is not None}
+    canvas.logarithmic(axes, np.concatenate([_smooth_kl(story) for story in stories]))
+    _overlay(axes, stories, colour, _smooth_kl)
     for target in targets:
         axes.axhline(target, color=GREY, linewidth=1, linestyle="--")
-    axes.set_ylim(*canvas.decades(np.concatenate(drawn), []))
-    canvas.numbers(axes)
+
+
+def _smooth_kl(story: Story) -> Column:
+    return np.maximum(canvas.smooth(kl_of(story.run.history)), SMALLEST)
 
 
 def _overlay_lambda(axes: Any, stories: Sequence[Story], colour: dict[str, str]) -> None:
     steered = [story for story in stories if story.steering is not None]
     canvas.name(axes, "λ, the weight of the penalty" + ("" if steered else ": 0 in all of them"))
     if steered:
-        axes.set_yscale("log")
-        _overlay(axes, steered, colour, lambda story: story.run.history.column("penalty/lambda"))
-        canvas.numbers(axes)
+        canvas.logarithmic(axes, np.concatenate([_lambda(story) for story in steered]), decades=30)
+        _overlay(axes, steered, colour, _lambda)
+
+
+def _lambda(story: Story) -> Column:
+    return story.run.history.column("penalty/lambda")
 
 
 def _overlay(axes: Any, stories: Sequence[Story], colour: dict[str, str], column: Callable[[Story], Column]) -> None:

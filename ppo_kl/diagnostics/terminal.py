@@ -29,7 +29,8 @@ def show(console: Console, story: Story) -> None:
     """One run: what it was, the verdict, its KL as a chart, and the numbers."""
     run = story.run
     console.print(Text(f"{run.env} · {run.objective} · seed {run.seed}", style="bold"))
-    console.print(Text(f"{run.state}; {_length(story)}; {run.folder}"), style="dim")
+    console.print(Text(f"{run.state}, {_length(story)}"))
+    console.print(Text(f"{run.folder}", style="dim"), soft_wrap=True)
     console.print()
     for finding in judge(story):
         console.print(_told(finding))

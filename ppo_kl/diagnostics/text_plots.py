@@ -22,7 +22,7 @@ class Cell(NamedTuple):
 
 def binned(values: NDArray[np.float64], width: int) -> list[NDArray[np.float64]]:
     """The finite values of at most `width` stretches of equal length; a stretch may be empty."""
-    parts = np.array_split(values, min(width, len(values)))
+    parts = np.array_split(values, max(min(width, len(values)), 1))
     return [part[np.isfinite(part)] for part in parts]
 
 
@@ -70,18 +70,18 @@ class Scale(NamedTuple):
 
 
 def scale_for(values: NDArray[np.float64], height: int, *also: float) -> Scale | None:
-    """A scale from the smallest to the largest positive number, over three decades at most; None without one.
+    """A scale from the smallest to the largest positive number, or three decades down from it; None without one.
 
     Args:
         values: `[U]`.
         height: rows, at least 2.
-        also: what must be on it too.
+        also: what must be on it too, positive.
     """
     positive = [*values[np.isfinite(values) & (values > 0)], *also]
     if not positive:
         return None
     high = max(positive) * 1.05
-    low = max(min(positive), high / 10**DECADES) / 1.05
+    low = min(max(min(positive), high / 10**DECADES), *also, high) / 1.05
     return Scale(low, high, height)
 
 
