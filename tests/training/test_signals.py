@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from short_runs import STEPS, config, differences, last_state, metadata, rows
 
 from ppo_kl import checkpoint
 from ppo_kl.envs.autoreset import Environments
+from ppo_kl.load import from_yaml
 from ppo_kl.training.agent import Agent
 from ppo_kl.training.learner import Learner
 from ppo_kl.training.stopping import Stopped, stop_on_signals
@@ -250,7 +252,13 @@ PROGRAM = (sys.executable, "-m", "ppo_kl", "train")
 
 
 def settings(runs: Path, **changes: Any) -> list[str]:
-    own = {"runs-dir": runs, "total-steps": 100_000_000, "env.num-envs": 2, "training.num-steps": 32}
+    own = {
+        "runs-dir": runs,
+        "total-steps": 100_000_000,
+        "env.num-envs": 2,
+        "training.num-steps": 32,
+        "training.lr-schedule": "constant",
+    }
     return [word for key, value in {**own, **changes}.items() for word in (f"--{key}", str(value))]
 
 
@@ -288,12 +296,12 @@ def test_before_training_begins_it_ends_with_one_line_and_creates_nothing(tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_ctrl_c_to_the_whole_group_stops_a_run_with_processes_and_saves_it(tmp_path):
+def test_ctrl_c_to_the_whole_group_stops_a_run_with_processes_which_goes_on_as_if_it_had_not_come(tmp_path):
     process = started(*settings(tmp_path, **{"env.vectorization": "async"}), start_new_session=True)
     try:
         assert eventually(lambda: [f for f in tmp_path.rglob("metrics.jsonl") if f.read_text().count("\n") > 2])
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, err) == (130, "")
@@ -301,7 +309,13 @@ def test_ctrl_c_to_the_whole_group_stops_a_run_with_processes_and_saves_it(tmp_p
     state = last_state(folder)
     assert f"Stopped by SIGINT at step {state['steps']:,}, saved. Go on with:\nppo-kl train --resume {folder}" in out
     assert state["steps"] == rows(folder)[-1]["steps"]
-    assert state["envs"] is not None
+    assert resume(folder, total_steps=state["steps"] + 128, quiet=True).exit_status == 0
+    run = from_yaml((folder / "config.yaml").read_text(), "config.yaml")
+    whole = train(dataclasses.replace(run, runs_dir=str(tmp_path / "whole")), quiet=True).folder
+    resumed, expected = last_state(folder), last_state(whole)
+    assert resumed.pop("config") != expected.pop("config")
+    assert not differences(resumed, expected)
+    assert rows(folder) == rows(whole)
 
 
 def test_a_reader_that_goes_away_takes_nothing_with_it(tmp_path):
