@@ -254,5 +254,5 @@ def small_agent(name: str = "CartPole-v1", objective: Any = None, *, seed: int =
 
 
 def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics without what the clock on the wall says."""
-    return {tag: value for tag, value in metrics.items() if not tag.startswith("time/")}
+    """Metrics without what the clock on the wall and the machine say."""
+    return {tag: value for tag, value in metrics.items() if not tag.startswith(("time/", "system/"))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import os
@@ -73,9 +72,9 @@ def _wrapped(env: gym.Env[Any, Any], name: str, kwargs: dict[str, Any], video: s
         if video is None:
             return env
         kwargs = {**kwargs, "name_prefix": f"{kwargs.get('name_prefix', 'rl-video')}{video}"}
-        every = kwargs.pop("every", None)
-        if every is not None:
-            kwargs["episode_trigger"] = functools.partial(_is_due, every)
+        first = kwargs.pop("first", None)
+        if first is not None:
+            kwargs["episode_trigger"] = first.__gt__
     wrapper = wrapper_named(name)
     try:
         return wrapper(env, **{key: _as_tuple(value) for key, value in kwargs.items()})
@@ -83,10 +82,6 @@ def _wrapped(env: gym.Env[Any, Any], name: str, kwargs: dict[str, Any], video: s
         if module_of(name):
             raise  # one's own wrapper may have a bug, which is told with its traceback
         raise ConfigError(f"env.wrappers.{name}: {error}; it was put around {env} with {kwargs}", "wrappers") from error
-
-
-def _is_due(every: int, episode: int) -> bool:
-    return episode % every == 0
 
 
 def _as_tuple(value: Any) -> Any:

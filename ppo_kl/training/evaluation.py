@@ -56,7 +56,7 @@ def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None) ->
         return plain
     if native:
         raise ConfigError(f"video={str(video)!r}: {env.id} steps its own copies, which no wrapper can record")
-    recorder = {"video_folder": str(video), "every": 1, "disable_logger": True}
+    recorder = {"video_folder": str(video), "first": episodes, "disable_logger": True}
     return dataclasses.replace(
         plain,
         kwargs={**env.kwargs, "render_mode": "rgb_array"},
