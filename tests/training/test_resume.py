@@ -233,7 +233,7 @@ def test_a_finished_run_goes_on_to_more_steps_and_schedules_follow_them(tmp_path
 def test_the_new_end_holds_for_later_parts_although_the_checkpoint_knows_the_old_one(tmp_path, monkeypatch):
     run = train(config(tmp_path, iterations=2), quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ppo_kl.training.trainer.TensorBoardWriter", None)  # killed before anything was saved
+        patch.setattr("ppo_kl.training.trainer.JsonLinesWriter", None)  # killed before anything was saved
         with pytest.raises(TypeError):
             resume(run.folder, total_steps=3 * STEPS, quiet=True)
     assert resume(run.folder, quiet=True).agent.steps == 3 * STEPS
