@@ -54,19 +54,16 @@ def generated() -> dict[Path, str]:
         files[ROOT / "configs" / "kl_stop" / f"{name}.yaml"] = text
     for name, env_id in MUJOCO.items():
         files[ROOT / "configs" / "env" / f"{name}.yaml"] = mujoco_layer(env_id)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for section, content in (
-        ("objectives", objectives_as_markdown()),
-        ("preset runs", runs_as_markdown()),
-        ("environment runs", environments_as_markdown()),
-        ("metrics", glossary.as_markdown()),
-    ):
-        text = with_section(text, section, content)
-    files[readme] = text
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         files[page] = with_scripts(page.read_text())
-    files[SETTINGS_PAGE] = with_section(files[SETTINGS_PAGE], "settings", settings_as_markdown())
+    for page, section, content in (
+        (ROOT / "README.md", "objectives", objectives_as_markdown()),
+        (ROOT / "README.md", "environment runs", environments_as_markdown()),
+        (ROOT / "README.md", "metrics", glossary.as_markdown()),
+        (ROOT / "docs" / "measured.md", "preset runs", runs_as_markdown()),
+        (SETTINGS_PAGE, "settings", settings_as_markdown()),
+    ):
+        files[page] = with_section(files[page], section, content)
     return files
 
 
