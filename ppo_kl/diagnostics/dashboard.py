@@ -13,17 +13,21 @@ from ppo_kl.config.checked import Settings, types_of
 from ppo_kl.config.objective import KINDS
 
 LAYOUT = {
-    # A category of its own: among others TensorBoard puts a Margin chart last.
-    "KL in its target band": {
-        "KL of each update (nats)": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
-    },
     "KL at a glance": {
         "return, last 100 episodes": ["Multiline", ["rollout/return_last100"]],
-        "KL of each update, with or without a target (nats)": ["Multiline", ["kl/controlled"]],
+        # Smoothed, which a Margin chart never is; and of runs without a target too.
+        "KL of each update, and its target band (nats)": [
+            "Multiline",
+            ["kl/controlled", "kl/target_low", "kl/target_high"],
+        ],
         "λ, and the λ that the objective amounts to": ["Multiline", ["penalty/lambda$", "penalty/implied_lambda"]],
         "penalty's share of the loss": ["Multiline", ["penalty/share"]],
-        "KL as the epochs of an update went by (nats)": ["Multiline", [r"kl/epoch_\d+$"]],
+        "KL as the epochs of an update went by (nats)": ["Multiline", ["kl/epoch_(1|3|6|10)$"]],
         "tail of the ratio": ["Multiline", ["ratio/min$", "ratio/max$"]],
+    },
+    # A category of its own: among others TensorBoard puts a Margin chart last.
+    "KL in its target band, as it is": {
+        "KL of each update (nats)": ["Margin", ["kl/controlled", "kl/target_low", "kl/target_high"]],
     },
     "KL in detail": {
         "KL, both directions (nats)": ["Multiline", ["kl/forward$", "kl/reverse$"]],

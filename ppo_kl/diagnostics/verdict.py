@@ -31,6 +31,8 @@ OFTEN_STOPPED = 0.5
 """From here on it is the early stop that sets the KL."""
 ENTROPY_LEFT = 0.05
 """Share of the first entropy below which a policy over discrete actions hardly chooses any more."""
+NEAR = 0.1
+"""Share of what was gained that may be lost again in a run that ended at its best."""
 MANY = 0.5
 """Share from which on something is the rule and not the exception."""
 ENOUGH = 20
@@ -119,14 +121,24 @@ def _exploded(story: Story) -> Finding | None:
     kl, t = story.kl, story.tracking
     worst = f"the worst with {kl.worst:.2g} nats at step {kl.worst_at:,}"
     if t is not None and t.far_above >= FAR_SHARE * story.updates and kl.worst > HARMLESS:
-        sentence = f"The KL exploded: {_far_above(story)}, {worst}."
+        what = f": {_far_above(story)}, {worst}"
     elif kl.worst > EXPLODED:
-        sentence = f"The KL exploded, {worst}."
+        what = f", {worst}"
     else:
         return None
+    if _ended_at_its_best(story) and (t is None or t.far_above < MANY * story.updates):
+        level: Literal["bad", "watch"] = "watch"
+        sentence = f"Single updates went far too far{what}; the return came to its best all the same."
+    else:
+        level, sentence = "bad", f"The KL exploded{what}."
     held = "Lower training.lr or training.num_epochs, or let an early stop end such updates: --kl-stop omnisafe."
     free = "Try an objective that holds the KL, as kl_adaptive or clip; or a lower training.lr."
-    return Finding("bad", sentence, free if t is None and story.steering is None else held)
+    return Finding(level, sentence, free if t is None and story.steering is None else held)
+
+
+def _ended_at_its_best(story: Story) -> bool:
+    r = story.returns
+    return r is not None and r.best - r.first > r.noise and r.best - r.last <= NEAR * (r.best - r.first)
 
 
 def _far_above(story: Story) -> str:

@@ -143,6 +143,18 @@ def test_a_bound_that_explains_the_missed_target_is_said_once():
     assert not any("off by a factor" in sentence for sentence in levels)
 
 
+def test_updates_that_went_too_far_are_no_explosion_where_the_return_came_to_its_best():
+    risen = np.linspace(20.0, 500.0, N)
+    kl = np.where(np.arange(N) % 10 == 0, 0.3, 0.01)
+    found = judge(tell(run(steered(kl, **{"rollout/return_last100": risen, "rollout/return_mean": risen}))))[0]
+    assert found.level == "watch"
+    assert found.sentence.startswith("Single updates went far too far: 10 of 100 updates")
+    fallen = np.minimum(risen, risen[::-1])
+    found = judge(tell(run(steered(kl, **{"rollout/return_last100": fallen, "rollout/return_mean": fallen}))))[0]
+    assert found.level == "bad"
+    assert found.sentence.startswith("The KL exploded")
+
+
 def test_an_explosion_without_a_penalty_is_answered_by_another_objective():
     free_run = judge(tell(run(free(np.where(np.arange(N) == 3, 0.9, 0.01)), objective="none")))[0]
     assert free_run.sentence == "The KL exploded, the worst with 0.9 nats at step 1,024."
