@@ -29,6 +29,48 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "the implied λ forgets the plain surrogate",
+        "ppo_kl/diagnostics/gradients.py",
+        "(surrogate + penalty - ratio)",
+        "(surrogate + penalty)",
+        "tests/diagnostics/test_gradients.py",
+    ),
+    Mutant(
+        "an epoch's profile holds the epochs before it",
+        "ppo_kl/training/learner.py",
+        "            self._epoch_kl.zero_()\n",
+        "",
+        "tests/training/test_learner.py",
+    ),
+    Mutant(
+        "the worst checkpoint is kept as the best",
+        "ppo_kl/training/trainer.py",
+        "found.mean > agent.best_return",
+        "found.mean < agent.best_return",
+        "tests/training/test_evaluated_runs.py",
+    ),
+    Mutant(
+        "replayed environments may stand elsewhere",
+        "ppo_kl/envs/snapshot.py",
+        "differs |= _rows_that_differ(now, then.numpy(), envs.num_envs)",
+        "pass",
+        "tests/envs/test_snapshot.py tests/training/test_resume.py",
+    ),
+    Mutant(
+        "another run's weights come with its statistics of observations left behind",
+        "ppo_kl/training/init_from.py",
+        '    agent.obs_normalizer.load_state_dict(state["obs_normalizer"])\n',
+        "",
+        "tests/training/test_init_from.py",
+    ),
+    Mutant(
+        "an event file's purge is not kept to",
+        "ppo_kl/diagnostics/event_file.py",
+        "event.session_log.status == SessionLog.START",
+        "event.session_log.status == SessionLog.STOP",
+        "tests/diagnostics/test_event_file.py",
+    ),
+    Mutant(
         "truncation is not bootstrapped",
         "ppo_kl/training/advantages.py",
         "np.where(ends_for_good, 0.0, following)",
