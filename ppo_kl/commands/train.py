@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
     import_modules(chosen.plugin, "--plugin")
     if chosen.resume is not None:
-        named = [name.replace("_", "-") for name in LAYERS if getattr(chosen, name) is not None]
+        named = [name.replace("_", "-") for name in (*LAYERS, "init_from") if getattr(chosen, name) is not None]
         named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
         steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
         steps.add_argument("--total-steps", type=int)

@@ -90,6 +90,11 @@ def test_on_the_command_line_the_other_runs_settings_come_with_it(source, tmp_pa
     assert "kind: clip" in written
 
 
+def test_beside_resume_it_has_no_place(source, capsys):
+    assert main(["train", "--resume", str(source.folder), "--init-from", str(source.folder)]) == 2
+    assert "--init-from has no place" in capsys.readouterr().err
+
+
 def test_a_number_of_steps_may_have_an_exponent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--total-steps", "1e2", "--training.num-epochs=1e0", "--quiet"]) == 0
