@@ -215,6 +215,15 @@ def load_newest(folder: Path, *, strict: bool = False) -> dict[str, Any]:
         raise
 
 
+def path_from(path: Path) -> Path:
+    """The checkpoint itself, or the newest one of a run folder.
+
+    Raises:
+        CheckpointError: there is none in that folder.
+    """
+    return newest(path / "checkpoints") if path.is_dir() else path
+
+
 def load_from(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """Read an agent's state from a checkpoint, or from the newest one of a run folder; `strict` as `load_newest`.
 

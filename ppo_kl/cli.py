@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ppo-kl: error: no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}\n{USAGE}", file=sys.stderr)
         return 2
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # λ and × are not in every encoding
     try:
         with _ended_by_signals():
             status: int = importlib.import_module(f"ppo_kl.commands.{arguments[0]}").main(arguments[1:])

@@ -50,6 +50,7 @@ def load_config(
     kl_stop: str | None = None,
     runtime: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    base: TrainConfig | None = None,
 ) -> TrainConfig:
     """One checked configuration from layers; later arguments win over earlier ones.
 
@@ -62,15 +63,17 @@ def load_config(
         kl_stop: early stop, a file or a name in configs/kl_stop.
         runtime: a file, or a name in configs/runtime.
         overrides: dotted key -> value, as {"training.gamma": 0.98}.
+        base: settings of a saved run to start from, in the place of `config`; the modules it names are not imported.
 
     Raises:
         ConfigError: an unknown name or key, a wrong type, a value out of range.
     """
     if kinds and isinstance(objective, ObjectiveConfig):
         raise ConfigError(f"kinds={dict(kinds)!r}: beside an ObjectiveConfig they have no place; set its parts instead")
-    if config is None and env is None:
+    if config is None and env is None and base is None:
         env = "cartpole"
-    layers = [] if config is None else [read_yaml(_find("recipes", config, "--config"))]
+    layers = [] if base is None else [_compose(to_yaml(base), "the saved run")]
+    layers += [] if config is None else [read_yaml(_find("recipes", config, "--config"))]
     if env is not None:
         layers.append(_env_layer(env))
     if isinstance(objective, str):
@@ -90,7 +93,7 @@ def load_config(
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
     overridden: TrainConfig = _override(loaded, overrides or {})
-    import_modules(modules_in(overridden), "module")
+    import_modules(set(modules_in(overridden)) - set(modules_in(base) if base is not None else ()), "module")
     return overridden
 
 
@@ -133,6 +136,20 @@ def to_dict(config: Settings) -> dict[str, Any]:
     kind = {"kind": config.kind} if isinstance(config, Part) else {}
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     return kind | {key: _plain(value) for key, value in values.items()}
+
+
+def flat(config: Settings) -> dict[str, Any]:
+    """The configuration as dotted key -> value."""
+    found: dict[str, Any] = {}
+    left: list[tuple[str, Any]] = [("", to_dict(config))]
+    while left:
+        prefix, values = left.pop()
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                left.append((f"{prefix}{key}.", value))
+            else:
+                found[f"{prefix}{key}"] = value
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -58,6 +58,22 @@ def test_several_runs_are_compared_and_drawn_and_none_is_counted_twice(capsys, r
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_without_an_iteration_is_named_and_the_others_are_told(capsys, runs, tmp_path):
+    for name in ("CartPole-v1/clip/seed0", "CartPole-v1/clip/seed0-2"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for file in ("metrics.jsonl", "config.yaml"):
+            (folder / file).write_bytes((runs / "clip/seed0" / file).read_bytes())
+    empty = tmp_path / "CartPole-v1/clip/seed1"
+    empty.mkdir()
+    (empty / "metrics.jsonl").touch()
+    status, out, _ = run(capsys, tmp_path)
+    assert status == 0
+    assert out.endswith(f"No iteration yet in {empty}\n")
+    assert "clip seed 0-2: " in out  # not the same name twice
+    assert run(capsys, empty)[0] == 2
+
+
 def test_a_run_is_drawn(capsys, runs, tmp_path):
     picture = tmp_path / "kl_story.png"
     assert run(capsys, runs / "clip/seed0", "--png", picture)[0] == 0

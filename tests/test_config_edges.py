@@ -37,6 +37,7 @@ BESIDE = {
     "policy.log_std_min": {"policy.log_std_init": 2},
     "policy.log_std_max": {"policy.log_std_init": -20, "policy.log_std_min": -20},
     "evaluation.episodes": {"evaluation.every": 1},
+    "evaluation.max_steps": {"evaluation.every": 1},
     "training.sequence_length": {"policy.memory": "gru"},
     "training.lr_kl_target": {"training.lr_schedule": "kl_adaptive"},
     "training.kl_stop.threshold": {"training.kl_stop.scope": "before_step"},

@@ -27,7 +27,8 @@ def evaluate(
         run: a run folder (its newest checkpoint) or a checkpoint.
         episodes: how many.
         stochastic: draw actions from the policy instead of taking the most likely ones.
-        video: a folder for a video of every episode; needs the extra [video].
+        video: a folder for a video of every episode; needs the extra [video]. One environment then plays them all, so
+            that they are other episodes than without.
         best: the checkpoint whose evaluation was best in training (evaluation.every), instead of the newest one.
         device: cpu, cuda, cuda:<index> or auto; none: where it was trained.
         plugin: modules to import first, for an agent whose objective, environment or network is not one of ours.

@@ -28,16 +28,32 @@ def inspect(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, png: Pat
         )
     save = None if png is None else _save()
     folders = dict.fromkeys(folder for named in runs for folder in find_runs(named))
-    stories = [tell(read_run(folder)) for folder in folders]
     console = Console(highlight=False)
+    stories, without = _told(list(folders))
     if len(stories) == 1:
         show(console, stories[0])
     else:
         show_several(console, stories)
+    if without:
+        console.print(f"No iteration yet in {', '.join(map(str, without))}", markup=False, soft_wrap=True)
     if png is not None and save is not None:
         save(stories, png)
         console.print(f"Drawn: {png}", markup=False, soft_wrap=True)
     return 0
+
+
+def _told(folders: list[Path]) -> tuple[list[Story], list[Path]]:
+    """The stories, and the runs that have none to tell yet, which is an error where no other has."""
+    stories: list[Story] = []
+    without: list[Path] = []
+    for folder in folders:
+        try:
+            stories.append(tell(read_run(folder)))
+        except ConfigError:
+            if len(folders) == len(without) + 1:
+                raise
+            without.append(folder)
+    return stories, without
 
 
 def _save() -> Callable[[Sequence[Story], Path], None]:

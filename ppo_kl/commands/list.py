@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ppo_kl.config.presets import PUBLISHED, said_of
 from ppo_kl.diagnostics.history import METRICS, config_of, runs_below, state_of
+from ppo_kl.diagnostics.rows import number_in, row_in
 from ppo_kl.load import load_config, shipped
 
 RUN_COLUMNS = ("run", "state", "steps", "return", "KL")
@@ -64,7 +64,7 @@ def _runs(runs_dir: Path) -> Table:
     table = _table(f"Runs in {runs_dir}", caption if folders else "None yet: ppo-kl train makes one", *RUN_COLUMNS)
     for folder in folders:
         last, config = _last_row(folder / METRICS), config_of(folder)
-        steps = f"{last['steps']:,}" if "steps" in last else "?"
+        steps = f"{last['steps']:,}" if last else "?"
         wanted = "" if config is None else f" / {config.total_steps:,}"
         table.add_row(
             str(folder.relative_to(runs_dir)),
@@ -87,7 +87,8 @@ def _table(title: str, caption: str, *columns: str) -> Table:
 
 
 def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, (int, float)) and math.isfinite(value) else "–"
+    number = number_in(value)
+    return format(number, form) if math.isfinite(number) else "–"
 
 
 def _last_row(path: Path) -> dict[str, Any]:
@@ -103,13 +104,7 @@ def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
             lines = file.read().splitlines()
     except OSError:
         return
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+    yield from (row for line in reversed(lines) if (row := row_in(line)) is not None)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import tyro
 
-from ppo_kl.config import TrainConfig
+from ppo_kl.config import RuntimeConfig, TrainConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.unknown import kinds_with, whose
 from ppo_kl.errors import ConfigError
 from ppo_kl.imports import import_modules, modules_in
-from ppo_kl.load import load_config, value_of
+from ppo_kl.load import NULL, from_yaml, load_config, value_of
 
 TRAIN_HELP = """\
 Train an agent.
@@ -58,30 +59,34 @@ def main(arguments: list[str]) -> int:
         named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
         steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
         steps.add_argument("--total-steps", type=int)
-        extended, rest = steps.parse_known_args(rest)
+        steps.add_argument("--runtime.device", dest="device")
+        extended, rest = steps.parse_known_args([_without_exponent(argument) for argument in rest])
         if rest or named:
             other = rest[0] if rest else f"--{named[0]}"
             print(
-                f"ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps; {other} has no "
-                "place",
+                "ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps and "
+                f"--runtime.device; {other} has no place",
                 file=sys.stderr,
             )
             return 2
         from ppo_kl.training.trainer import resume
 
-        return resume(chosen.resume, total_steps=extended.total_steps, quiet=chosen.quiet).exit_status
+        done = resume(chosen.resume, total_steps=extended.total_steps, device=extended.device, quiet=chosen.quiet)
+        return done.exit_status
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)
+    base = None
     if chosen.init_from is not None:
-        entries["init_from"] = chosen.init_from
-        if chosen.config is None and chosen.env is None and (Path(chosen.init_from) / "config.yaml").is_file():
-            layers["config"] = str(Path(chosen.init_from) / "config.yaml")
+        entries["init_from"] = None if chosen.init_from in NULL else chosen.init_from
+        if entries["init_from"] is not None and chosen.config is None and chosen.env is None:
+            base = _settings_of(Path(chosen.init_from))
     rest = [_without_exponent(argument) for argument in rest]
-    config = load_config(**layers, kinds=kinds, overrides=entries)
+    config = load_config(**layers, kinds=kinds, overrides=entries, base=base)
     _refuse_of_other_parts(rest, config.objective)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
-    import_modules(modules_in(config), "module")
+    # What a saved run names is imported by --plugin alone.
+    import_modules(set(modules_in(config)) - set(modules_in(base) if base is not None else ()), "module")
     from ppo_kl.training.trainer import train
 
     return train(config, quiet=chosen.quiet).exit_status
@@ -96,6 +101,14 @@ def _chooser() -> argparse.ArgumentParser:
     chooser.add_argument("--quiet", action="store_true")
     chooser.add_argument("--plugin", action="append", default=[])
     return chooser
+
+
+def _settings_of(path: Path) -> TrainConfig:
+    """What the run behind a checkpoint was trained with, but for where it ran and lay."""
+    from ppo_kl.checkpoint import load_from
+
+    config = from_yaml(load_from(path)["config"], f"{path} (config)")
+    return dataclasses.replace(config, runs_dir=TrainConfig.runs_dir, runtime=RuntimeConfig(), init_from=None)
 
 
 def _without_exponent(argument: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.event_file import Points, read_scalars
+from ppo_kl.diagnostics.rows import number_in, rows_of
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import read_config
 
@@ -88,6 +89,8 @@ def read_run(folder: Path) -> Run:
     env, objective, seed = named.parents[1].name, named.parent.name, named.name.removeprefix("seed")
     if config is not None:
         env, objective, seed = config.env.id, config.objective.name, str(config.seed)
+    if named.name.startswith(f"seed{seed}-"):  # the second run of that name
+        seed = named.name.removeprefix("seed")
     return Run(folder, env, objective, seed, state_of(folder), config, read_history(folder))
 
 
@@ -99,7 +102,7 @@ def read_history(folder: Path) -> History:
     """
     try:
         if (folder / METRICS).is_file():
-            history = _from_json_lines((folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines())
+            history = _from_rows(rows_of(folder / METRICS))
         else:
             history = _from_points(read_scalars(sorted(folder.glob(EVENTS))))
     except OSError as error:
@@ -109,12 +112,11 @@ def read_history(folder: Path) -> History:
     return history
 
 
-def _from_json_lines(lines: Iterable[str]) -> History:
-    """Lines that are no objects with steps, as one that was torn when the run was killed, are passed over."""
-    rows = {row["steps"]: row for line in lines if _is_whole(row := _parse(line))}
+def _from_rows(written: Iterable[dict[str, Any]]) -> History:
+    rows = {row["steps"]: row for row in written if abs(row["steps"]) < 2**63}
     in_order = [rows[step] for step in sorted(rows)]
     tags = dict.fromkeys(tag for row in in_order for tag in row if tag not in ("steps", "iteration"))
-    columns = {tag: np.array([_number(row.get(tag)) for row in in_order]) for tag in tags}
+    columns = {tag: np.array([number_in(row.get(tag)) for row in in_order]) for tag in tags}
     nonfinite = {tag: sum(tag in row for row in in_order) - int(np.isfinite(columns[tag]).sum()) for tag in tags}
     return _history(np.array(sorted(rows), dtype=np.int64), columns, nonfinite)
 
@@ -137,21 +139,6 @@ def _history(steps: NDArray[np.int64], columns: dict[str, Column], nonfinite: di
     return History(steps, columns, {tag: count for tag, count in nonfinite.items() if count})
 
 
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _is_whole(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("steps"), int)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
 def config_of(folder: Path) -> TrainConfig | None:
     """The run's configuration; none where there is none that this version, without plug-ins, can read."""
     try:
@@ -166,6 +153,7 @@ _MEANINGS = {
     4: "the update stayed non-finite",
     5: "a checkpoint",
     6: "the disk",
+    129: "stopped by SIGHUP",
     130: "stopped by SIGINT",
     143: "stopped by SIGTERM",
 }
@@ -182,6 +170,6 @@ def state_of(folder: Path) -> str:
         return "state unknown"
     if end is None:
         return "running, or killed"
-    if status in (130, 143):
+    if status in (129, 130, 143):
         return _MEANINGS[status]
     return f"failed: exit status {status}" + (f", {_MEANINGS[status]}" if status in _MEANINGS else "")

@@ -59,7 +59,10 @@ def _failed(story: Story) -> Finding | None:
     if not state.startswith("failed"):
         return None
     where = f"at step {story.run.history.steps[-1]:,}"
-    return Finding("bad", f"The run {state}, {where}.", "ppo-kl train --resume goes on with it once the cause is gone.")
+    advice = "ppo-kl train --resume goes on with it once the cause is gone."
+    if state.startswith("failed: exit status 4"):
+        advice = "Begin a new run with a lower training.lr, or with another kl_target or clip_eps."
+    return Finding("bad", f"The run {state}, {where}.", advice)
 
 
 def _nonfinite(story: Story) -> Finding | None:
@@ -131,7 +134,8 @@ def _exploded(story: Story) -> Finding | None:
         sentence = f"Single updates went far too far{what}; the return came to its best all the same."
     else:
         level, sentence = "bad", f"The KL exploded{what}."
-    held = "Lower training.lr or training.num_epochs, or let an early stop end such updates: --kl-stop omnisafe."
+    held = "Lower training.lr or training.num_epochs, or let an early stop end such updates: --kl-stop omnisafe"
+    held += "." if t is not None else " --training.kl-stop.threshold 0.02."
     free = "Try an objective that holds the KL, as kl_adaptive or clip; or a lower training.lr."
     return Finding(level, sentence, free if t is None and story.steering is None else held)
 

@@ -18,6 +18,7 @@ from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.dashboard import LAYOUT, hparam_summaries
 from ppo_kl.diagnostics.glossary import metric_of
 from ppo_kl.diagnostics.histograms import Histogram
+from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.load import to_yaml
 
 NO_HISTOGRAMS: Mapping[str, Histogram] = {}
@@ -124,17 +125,3 @@ class JsonLinesWriter:
     def close(self, finished: bool) -> None:  # noqa: ARG002
         """Close the file."""
         self._file.close()
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, as they were written; a line that was torn when the run was killed is left out."""
-    rows = (_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return [row for row in rows if row is not None]
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("steps"), int) else None

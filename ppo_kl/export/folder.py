@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from ppo_kl import __version__
 from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
+from ppo_kl.diagnostics.rows import number_in, rows_of
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError, needs_extra
 from ppo_kl.export.acting import answers, trial
 from ppo_kl.export.card import LIBRARY, card
@@ -130,7 +132,8 @@ def load(folder: str | Path, *, device: str = "auto") -> Agent:
 
 def _fill(folder: Path, agent: Agent, formats: Sequence[str]) -> float | None:
     """Write everything but the card into `folder` and play it against the agent; the graph's largest difference."""
-    config: TrainConfig = dataclasses.replace(agent.config, runs_dir=TrainConfig.runs_dir)  # a path of this machine
+    # Without paths of this machine.
+    config: TrainConfig = dataclasses.replace(agent.config, runs_dir=TrainConfig.runs_dir, init_from=None)
     _write(folder / CONFIG, to_yaml(config))
     _write(folder / SPACES, json.dumps(agent.spaces, indent=2) + "\n")
     if "safetensors" in formats:
@@ -222,12 +225,5 @@ def _kl(home: Path, steps: int) -> list[float]:
     path = home / "metrics.jsonl"
     if not path.is_file():
         return []
-    found = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # torn when the run was killed
-            continue
-        if row.get("steps", steps + 1) <= steps and row.get("kl/forward") is not None:
-            found.append(float(row["kl/forward"]))
-    return found
+    found = [number_in(row.get("kl/forward")) for row in rows_of(path) if row["steps"] <= steps]
+    return [kl for kl in found if math.isfinite(kl)]

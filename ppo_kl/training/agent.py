@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ppo_kl import checkpoint
 from ppo_kl.batch import State
-from ppo_kl.config import ObjectiveConfig, TrainConfig
+from ppo_kl.config import EvaluationConfig, ObjectiveConfig, TrainConfig
 from ppo_kl.diagnostics.histograms import Histogram
 from ppo_kl.envs.action_mask import allows_something
 from ppo_kl.envs.autoreset import Environments
@@ -149,7 +150,18 @@ class Agent:
         """One iteration after the other until `total_steps` environment steps are done; schedules begin at `since`."""
         while self.steps < total_steps:
             metrics, histograms = self._iterate((self.steps - since) / (total_steps - since))
+            metrics |= self._evaluated()
             yield Iteration(self, self.iterations, self.steps, total_steps, metrics, histograms)
+
+    def _evaluated(self) -> dict[str, float]:
+        """What an evaluation says, where one is due; the best is kept in mind."""
+        config = self.config.evaluation
+        if config.every is None or self.iterations % config.every:
+            return {}
+        found = self.evaluate(config.episodes, deterministic=not config.stochastic, max_steps=config.max_steps)
+        if math.isfinite(found.mean) and (self.best_return is None or found.mean > self.best_return):
+            self.best_return = found.mean
+        return {"eval/return_mean": found.mean, "eval/return_std": found.std}
 
     def iterate(self, progress: float = 0.0) -> dict[str, float]:
         """One iteration, see `ppo_kl.training.iteration`; the metrics by tag.
@@ -334,14 +346,20 @@ class Agent:
         return ActingMemory(self.policy.initial_state(num_envs), starts)
 
     def evaluate(
-        self, episodes: int = 10, *, deterministic: bool = True, video: str | Path | None = None
+        self,
+        episodes: int = 10,
+        *,
+        deterministic: bool = True,
+        video: str | Path | None = None,
+        max_steps: int = EvaluationConfig.max_steps,
     ) -> Evaluation:
         """Whole episodes on environments of their own; changes nothing of the agent, its random streams included.
 
         Args:
-            episodes: how many; always the same ones, so that two evaluations differ by the agent alone.
+            episodes: how many; for the same number the same ones, so that two evaluations differ by the agent alone.
             deterministic: the most likely actions; else drawn from the policy.
-            video: a folder for a video of every episode, which are then played one after the other.
+            video: a folder for a video of every episode; one environment then plays them all, which are other ones.
+            max_steps: of each environment; an episode that is still running then counts as far as it went.
 
         Raises:
             ConfigError: `episodes` is below 1, or this environment cannot be recorded.
@@ -358,7 +376,7 @@ class Agent:
             return self._act(obs, deterministic, generator, action_mask, memory)
 
         try:
-            return evaluate(act, envs, episodes)
+            return evaluate(act, envs, episodes, max_steps)
         finally:
             envs.close()
 
@@ -454,8 +472,9 @@ class Agent:
         return agent
 
     def close(self) -> None:
-        """Close the environments; learning on makes new ones."""
+        """Close the environments; learning on makes new ones, and brings them to where these stood."""
         if self._collector is not None:
+            self._stood = self._collector.snapshot()
             self._collector.envs.close()
             self._collector = None
 

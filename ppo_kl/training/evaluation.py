@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppo_kl.config.env import EnvConfig
+from ppo_kl.config import EnvConfig, EvaluationConfig
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.errors import ConfigError
 from ppo_kl.observations import Array
@@ -52,19 +52,26 @@ def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None) ->
         num_envs=1 if video is not None else min(episodes, 10),
         timeout=type(env).timeout,
     )
+    # Recorded are the episodes of training, or those that are asked for here.
+    wrappers = {name: kwargs for name, kwargs in env.wrappers.items() if name != "RecordVideo"}
     if video is None:
-        return plain
+        return dataclasses.replace(plain, wrappers=wrappers)
     if native:
         raise ConfigError(f"video={str(video)!r}: {env.id} steps its own copies, which no wrapper can record")
     recorder = {"video_folder": str(video), "first": episodes, "disable_logger": True}
     return dataclasses.replace(
         plain,
         kwargs={**env.kwargs, "render_mode": "rgb_array"},
-        wrappers={**{k: v for k, v in env.wrappers.items() if k != "RecordVideo"}, "RecordVideo": recorder},
+        wrappers={**wrappers, "RecordVideo": recorder},
     )
 
 
-def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments, episodes: int) -> Evaluation:
+def evaluate(
+    act: Callable[[Any, Array | None, Array], Any],
+    envs: Environments,
+    episodes: int,
+    max_steps: int = EvaluationConfig.max_steps,
+) -> Evaluation:
     """The first ⌈episodes / N⌉ or so episodes of each environment, `episodes` in all.
 
     Each environment contributes a number fixed beforehand: taking whichever episodes end first would favour short ones.
@@ -74,6 +81,7 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
             begins, `[N]` bool -> actions as the environments take them.
         envs: N environments; closed by the caller.
         episodes: how many.
+        max_steps: of each environment; an episode that is still running then counts as far as it went.
 
     Raises:
         EnvDataError: an environment sent something that nobody can act on, or a return that is no number.
@@ -86,7 +94,7 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
     result = Evaluation([], [])
     obs, starts, check, steps = envs.reset(), np.ones(N, bool), DataCheck(envs), 0
     check.observations(obs, steps)
-    while (done_so_far < wanted).any():
+    while (done_so_far < wanted).any() and steps < max_steps:
         step = envs.step(act(obs, envs.action_mask, starts))
         obs, starts = step.obs, step.begun
         check.rewards(step.reward, steps)
@@ -100,4 +108,7 @@ def evaluate(act: Callable[[Any, Array | None, Array], Any], envs: Environments,
                 result.lengths.append(int(lengths[i]))
             done_so_far[i] += 1
             returns[i], lengths[i] = 0.0, 0
+    for i in np.flatnonzero(done_so_far < wanted):
+        result.returns.append(float(returns[i]))
+        result.lengths.append(int(lengths[i]))
     return result

@@ -37,11 +37,18 @@ def init_from(agent: Agent, path: Path) -> None:
     ):
         if ours != other:
             raise CheckpointError(
-                f"init_from={str(path)!r}: its {name} {other}, this run's {ours}; nothing was loaded and nothing "
-                "created; set them alike"
+                f"init_from={str(path)!r}: its {name} {_apart(other, ours)}, this run's {_apart(ours, other)}; nothing "
+                "was loaded and nothing created; set them alike"
             )
     agent.learner.load_weights(state["learner"])
     agent.obs_normalizer.load_state_dict(state["obs_normalizer"])
+
+
+def _apart(one: Any, other: Any) -> Any:
+    """Of two dicts what is only in the one; else the one."""
+    if not isinstance(one, dict):
+        return one
+    return {key: value for key, value in one.items() if other.get(key) != value}
 
 
 def _network(config: PolicyConfig) -> dict[str, Any]:

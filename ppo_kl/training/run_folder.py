@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ import torch
 
 from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
-from ppo_kl.diagnostics.writers import rows_of
+from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.load import to_yaml
+
+if sys.platform != "win32":
+    import fcntl
 
 VERSIONS_OF = ("ppo-kl", "torch", "gymnasium", "numpy", "tensorboard")
 
@@ -46,6 +51,26 @@ def create(config: TrainConfig) -> Path:
             f"runs_dir={config.runs_dir!r}: {error}; name a folder that can be written", "runs_dir"
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training the same run; the claim ends with the process, however it ends.
+
+    Raises:
+        OutputError: another process has it.
+    """
+    if sys.platform == "win32":  # no such locks there
+        yield
+        return
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{folder}: another process is training this run; nothing was changed; wait for its end, or stop it"
+            ) from error
+        yield
 
 
 def _first_free(parent: Path, name: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import shlex
 import shutil
@@ -22,10 +21,11 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
+from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
-from ppo_kl.load import read_config, to_yaml
+from ppo_kl.load import flat, read_config, to_yaml
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on
@@ -73,16 +73,21 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
     # What `auto` means here is written down once and used again on resume.
     device = str(resolve_device(config.runtime.device))
     config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+    if config.init_from is not None:
+        config = dataclasses.replace(config, init_from=str(checkpoint.path_from(Path(config.init_from))))
     torch.set_num_threads(config.runtime.num_threads)
     agent = Agent(config)
     with closing(agent), stop_on_signals() as stop:
-        return _run(agent, run_folder.create(config), callbacks, quiet, stop)
+        folder = run_folder.create(config)
+        with run_folder.claimed(folder):
+            return _run(agent, folder, callbacks, quiet, stop)
 
 
 def resume(
     folder: str | Path,
     *,
     total_steps: int | None = None,
+    device: str | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> RunResult:
@@ -95,20 +100,24 @@ def resume(
         folder: the run's.
         total_steps: environment steps to train for, those already done included, from which schedules are reckoned
             anew; a finished run goes on to them. None: as they were.
+        device: as `runtime.device`, to go on elsewhere; none: where it was trained.
         callbacks: as `train`.
         quiet: as `train`.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
-        ConfigError: more steps than `total_steps` are done already.
+        ConfigError: more steps than `total_steps` are done already, or config.yaml was changed.
+        OutputError: another process is training this run.
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: not a run folder (it has no config.yaml)")
     # What was asked for last is in the file: the checkpoint may be older.
     config_file = folder / "config.yaml"
-    before = read_config(config_file).total_steps
-    agent = Agent.load(folder, total_steps=before if total_steps is None else total_steps)
+    written = read_config(config_file)
+    before = written.total_steps
+    agent = Agent.load(folder, device=device, total_steps=before if total_steps is None else total_steps)
+    _require_unchanged(written, agent.config, config_file)
     if total_steps is not None and total_steps < agent.steps:
         raise ConfigError(
             f"total_steps={total_steps}: {folder} has done {agent.steps} steps already; nothing was changed; ask for "
@@ -116,19 +125,40 @@ def resume(
             "total_steps",
         )
     done = folder / "result.json"
-    if done.exists() and agent.config.total_steps <= max(before, agent.steps):
+    if done.exists() and agent.config.total_steps <= (max(before, agent.steps) if total_steps is None else agent.steps):
         with TrainingConsole(agent.config.total_steps, agent.steps, quiet) as console:
             console.say(f"{folder}: already done, nothing changed")
         return RunResult(folder, agent, 0, run_folder.read_json(done))
     torch.set_num_threads(agent.config.runtime.num_threads)
-    with closing(agent):
+    with run_folder.claimed(folder), closing(agent):
         begun_anew = agent.open()
         with stop_on_signals() as stop:
-            if agent.config.total_steps != before:
+            if agent.config != written:
                 with _output(folder):
                     run_folder.write_text(config_file, to_yaml(agent.config))
+            if agent.steps < agent.config.total_steps:
+                with _output(folder):
                     done.unlink(missing_ok=True)
             return _run(agent, folder, callbacks, quiet, stop, _Part(agent.steps, before, begun_anew))
+
+
+def _require_unchanged(written: TrainConfig, trained: TrainConfig, path: Path) -> None:
+    """Refuse a file that says other settings than those the checkpoint was trained with, but for where and how long.
+
+    Raises:
+        ConfigError: it names the first.
+    """
+    ours, theirs = (
+        flat(dataclasses.replace(c, total_steps=1, runtime=dataclasses.replace(c.runtime, device="auto")))
+        for c in (written, trained)
+    )
+    changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{path}: {key} is {ours.get(key)!r}, the checkpoint was trained with {theirs.get(key)!r}; nothing was "
+            "changed; a run goes on with its own settings: put it back, or begin a new run with --init-from"
+        )
 
 
 class _Part(NamedTuple):
@@ -168,17 +198,18 @@ def _run(
             console.say(_what_runs(agent))
             for line in _what_differs(agent, part):
                 console.say(line)
-            iterations, best = agent.iterations_until(config.total_steps), agent.best_return
+            agent.best_return = best = _best_so_far(agent, folder)
+            iterations = agent.iterations_until(config.total_steps)
             while taken := _next(iterations, stop):
                 state, boundary = taken
                 with _output(folder):
                     for writer in writers:
                         writer.write(state.steps, state.number, state.metrics, state.histograms)
-                    if state.number % config.runtime.checkpoint_every == 0:
-                        _save(boundary, folder, config.runtime.keep_checkpoints)
                     if boundary["best_return"] != best:
                         best = boundary["best_return"]
                         checkpoint.save(folder / "checkpoints" / checkpoint.BEST, boundary)
+                    if state.number % config.runtime.checkpoint_every == 0:
+                        _save(boundary, folder, config.runtime.keep_checkpoints)
                 console.show(state.steps, state.metrics)
                 _warn_of_stale_policy(console, state.metrics["kl/before_update"])
                 if not _all_go_on(callbacks, state, stop):
@@ -219,22 +250,9 @@ def _next(iterations: Iterator[Iteration], stop: StopRequest) -> tuple[Iteration
             state = next(iterations, None)
             if state is None:
                 return None
-            state = _evaluated(state)
             return state, state.agent.state_dict()
     except Stopped:
         return None
-
-
-def _evaluated(state: Iteration) -> Iteration:
-    """With what an evaluation says, where one is due; the agent keeps in mind the best."""
-    agent, config = state.agent, state.agent.config.evaluation
-    if config.every is None or state.number % config.every:
-        return state
-    found = agent.evaluate(config.episodes, deterministic=not config.stochastic)
-    if math.isfinite(found.mean) and (agent.best_return is None or found.mean > agent.best_return):
-        agent.best_return = found.mean
-    told = {"eval/return_mean": found.mean, "eval/return_std": found.std}
-    return state._replace(metrics=state.metrics | told)
 
 
 def _all_go_on(callbacks: Sequence[Callback], state: Iteration, stop: StopRequest) -> bool:
@@ -290,6 +308,14 @@ def _save(state: dict[str, Any], folder: Path, keep: int) -> None:
     path = checkpoint.path_at(folder / "checkpoints", state["steps"])
     checkpoint.save(path, state)
     checkpoint.prune(path, keep)
+
+
+def _best_so_far(agent: Agent, folder: Path) -> float | None:
+    """Of the agent's evaluations, and of that behind best.pt, which a run may have gone back behind."""
+    found = [agent.best_return]
+    with contextlib.suppress(CheckpointError):
+        found.append(checkpoint.load(folder / "checkpoints" / checkpoint.BEST)["best_return"])
+    return max((x for x in found if x is not None), default=None)
 
 
 def _runs_dir(folder: Path) -> str:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import toy_envs
 
 from ppo_kl.checkpoint import BEST, in_order
 from ppo_kl.config import TrainConfig
@@ -83,6 +84,23 @@ def test_a_resumed_run_knows_the_best_so_far(tmp_path, scores):
     assert Agent.load(best).steps == 6 * STEPS
 
 
+def test_going_back_behind_the_best_does_not_forget_it(tmp_path, scores):
+    scores += [10.0, 30.0, 20.0]
+    changes = {"evaluation.every": 1, "runtime.checkpoint_every": 1}
+    done = train(config(tmp_path, iterations=2, **changes), quiet=True)
+    in_order(done.folder / "checkpoints")[-1].unlink()  # the run goes back to step 64, whose best was 10
+    (done.folder / "result.json").unlink()
+    resume(done.folder, quiet=True)
+    assert scores == []
+    assert Agent.load(done.folder).best_return == 30.0
+
+
+def test_an_agent_that_learns_in_memory_is_evaluated_too(tmp_path):
+    agent = Agent(config(tmp_path, **{"evaluation.every": 2, "evaluation.episodes": 1}))
+    told = [state.metrics.get("eval/return_mean") for state in agent.iterations_until(2 * STEPS)]
+    assert told == [None, agent.best_return]
+
+
 def test_evaluation_and_diagnostics_change_nothing_of_what_is_learned(tmp_path):
     plain = train(config(tmp_path), quiet=True)
     watched = train(
@@ -114,6 +132,22 @@ def test_the_result_holds_the_history_for_a_notebook(tmp_path):
 def test_two_evaluations_play_the_same_episodes():
     agent = Agent("CartPole-v1", seed=3)
     assert agent.evaluate(3) == agent.evaluate(3)
+
+
+def test_an_episode_that_does_not_end_counts_as_far_as_it_went():
+    agent = toy_envs.small_agent("Endless")
+    assert agent.evaluate(3, max_steps=20) == ([20.0] * 3, [20] * 3)
+
+
+def test_what_records_training_does_not_record_evaluations(tmp_path):
+    pytest.importorskip("moviepy")
+    env = {
+        "env.kwargs": {"render_mode": "rgb_array"},
+        "env.wrappers": {"RecordVideo": {"video_folder": str(tmp_path / "v")}},
+    }
+    agent = Agent(load_config(overrides=env))
+    agent.evaluate(1)
+    assert not list(tmp_path.rglob("*evaluation*"))
 
 
 def test_every_episode_is_on_video(tmp_path):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from ppo_kl import checkpoint
 from ppo_kl.cli import main
 from ppo_kl.errors import CheckpointError
 from ppo_kl.load import load_config
@@ -86,8 +87,36 @@ def test_on_the_command_line_the_other_runs_settings_come_with_it(source, tmp_pa
     assert main(asked) == 0
     written = (tmp_path / "here/CartPole-v1/clip/seed0/config.yaml").read_text()
     assert "normalize_obs: true" in written
-    assert f"init_from: {source.folder}" in written
+    assert f"init_from: {source.folder}/checkpoints/step_000000000128.pt" in written
     assert "kind: clip" in written
+
+
+def test_what_a_saved_run_names_is_not_imported_by_itself(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_module_of_a_run.py").write_text("open('payload', 'w')")
+    state = checkpoint.load_from(source.folder)
+    state["config"] = state["config"].replace("id: CartPole-v1", "id: evil_module_of_a_run:X")
+    checkpoint.save(tmp_path / "a.pt", state)
+    assert main(["train", "--init-from", "a.pt"]) == 2
+    assert "--plugin evil_module_of_a_run" in capsys.readouterr().err
+    assert not (tmp_path / "payload").exists()
+
+
+def test_a_checkpoint_alone_brings_its_settings_but_not_its_folder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (newest,) = (source.folder / "checkpoints").glob("step_*.pt")
+    assert main(["train", "--init-from", str(newest), "--seed", "9", "--quiet"]) == 0
+    written = (tmp_path / "runs/CartPole-v1/kl_adaptive/seed9/config.yaml").read_text()
+    assert "normalize_obs: true" in written
+
+
+def test_the_checkpoint_that_was_read_is_written_down_and_none_is_none(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--init-from", str(source.folder), "--quiet"]) == 0
+    saved = tmp_path / "runs/CartPole-v1/kl_adaptive/seed0/config.yaml"
+    assert load_config(config=str(saved)).init_from.endswith("step_000000000128.pt")
+    assert main(["train", "--config", str(saved), "--init-from", "none", "--quiet"]) == 0
+    assert "init_from: null" in (saved.parents[1] / "seed0-2/config.yaml").read_text()
 
 
 def test_beside_resume_it_has_no_place(source, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -316,3 +317,48 @@ def test_the_order_in_which_a_process_hashes_words_leaves_no_trace(tmp_path):
         found.add(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
     assert len(found) == 1
     assert len(found.pop().strip()) == 64
+
+
+# --- beside others, and elsewhere ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(tmp_path):
+    class Meanwhile:
+        def on_iteration(self, state):
+            (folder,) = (tmp_path / "CartPole-v1" / "kl_adaptive").iterdir()
+            if state.number < 2:
+                return True
+            code = f"import ppo_kl; ppo_kl.resume({str(folder)!r}, quiet=True)"
+            other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert "another process is training this run" in other.stderr
+            return False
+
+    run = train(config(tmp_path, **{"runtime.checkpoint_every": 1}), callbacks=[Meanwhile()], quiet=True)
+    assert run.exit_status == 0
+    assert len(rows(run.folder)) == 2
+
+
+def test_a_setting_that_was_changed_in_the_folder_is_refused_by_name(tmp_path):
+    run = train(config(tmp_path, iterations=2), quiet=True)
+    file = run.folder / "config.yaml"
+    file.write_text(re.sub("  gamma: .*", "  gamma: 0.5", file.read_text()))
+    with pytest.raises(ConfigError, match=r"training.gamma is 0.5, the checkpoint was trained with 0.9\d"):
+        resume(run.folder, total_steps=3 * STEPS, quiet=True)
+
+
+def test_a_run_goes_on_on_another_device_and_its_file_says_so(tmp_path):
+    run = train(config(tmp_path, iterations=2), quiet=True)
+    state, file = checkpoint.load_from(run.folder), run.folder / "config.yaml"
+    state["config"] = state["config"].replace("device: cpu", "device: cuda:77")  # which this machine has not
+    file.write_text(file.read_text().replace("device: cpu", "device: cuda:77"))
+    checkpoint.save(checkpoint.newest(run.folder / "checkpoints"), state)
+    with pytest.raises(ConfigError, match="CUDA"):
+        resume(run.folder, total_steps=3 * STEPS, quiet=True)
+    assert resume(run.folder, total_steps=3 * STEPS, device="cpu", quiet=True).agent.steps == 3 * STEPS
+    assert "device: cpu" in file.read_text()
+
+
+def test_what_the_result_of_a_run_saves_knows_where_its_environments_stood(tmp_path):
+    run = train(config(tmp_path, iterations=2), quiet=True)
+    run.agent.save(tmp_path / "a.pt")
+    assert Agent.load(tmp_path / "a.pt").open() is None
