@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -131,8 +132,10 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         "time/steps_per_second": steps / (updating - begin),
         "time/rollout_seconds": collected - begin,
         "time/update_seconds": updating - collected,
-        "system/memory_mb": peak_memory_mb(agent.device),
     }
+    memory = peak_memory_mb(agent.device)
+    if math.isfinite(memory):
+        seconds["system/memory_mb"] = memory
     if agent.config.env.nonfinite == "truncate":
         metrics["env/nonfinite"] = float(collector.nonfinite)
     return Outcome(metrics | _of_episodes(episodes) | seconds, shown, episodes, steps, skipped)
