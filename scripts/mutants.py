@@ -44,9 +44,9 @@ MUTANTS = (
     ),
     Mutant(
         "the worst checkpoint is kept as the best",
-        "ppo_kl/training/trainer.py",
-        "found.mean > agent.best_return",
-        "found.mean < agent.best_return",
+        "ppo_kl/training/agent.py",
+        "found.mean > self.best_return",
+        "found.mean < self.best_return",
         "tests/training/test_evaluated_runs.py",
     ),
     Mutant(

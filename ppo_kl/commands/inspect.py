@@ -9,9 +9,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ppo_kl.diagnostics.history import find_runs, read_run
+from ppo_kl.diagnostics.history import Run, find_runs, read_run
 from ppo_kl.diagnostics.story import Story, tell
 from ppo_kl.diagnostics.terminal import show, show_several
+from ppo_kl.diagnostics.told_apart import told_apart
 from ppo_kl.errors import ConfigError, needs_extra
 
 
@@ -44,16 +45,16 @@ def inspect(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, png: Pat
 
 def _told(folders: list[Path]) -> tuple[list[Story], list[Path]]:
     """The stories, and the runs that have none to tell yet, which is an error where no other has."""
-    stories: list[Story] = []
+    runs: list[Run] = []
     without: list[Path] = []
     for folder in folders:
         try:
-            stories.append(tell(read_run(folder)))
+            runs.append(read_run(folder))
         except ConfigError:
             if len(folders) == len(without) + 1:
                 raise
             without.append(folder)
-    return stories, without
+    return [tell(run) for run in told_apart(runs)], without
 
 
 def _save() -> Callable[[Sequence[Story], Path], None]:

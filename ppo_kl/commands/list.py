@@ -18,7 +18,7 @@ from ppo_kl.diagnostics.history import METRICS, config_of, runs_below, state_of
 from ppo_kl.diagnostics.rows import number_in, row_in
 from ppo_kl.load import load_config, shipped
 
-RUN_COLUMNS = ("run", "state", "steps", "return", "KL")
+RUN_COLUMNS = ("run", "state", "steps", "return", "last KL")
 TAIL = 64 * 1024
 """Bytes in which the last line of a metrics file lies."""
 
@@ -82,7 +82,9 @@ TABLES: dict[str, Callable[[Path], Table]] = {"objectives": _objectives, "enviro
 def _table(title: str, caption: str, *columns: str) -> Table:
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0, justify="right" if column in ("steps", "return", "KL") else "left")
+        table.add_column(
+            column, no_wrap=i == 0 or column == "steps", justify="right" if column in RUN_COLUMNS[2:] else "left"
+        )
     return table
 
 

@@ -96,7 +96,9 @@ GLOSSARY: dict[str, Metric] = {
     "time/steps_per_second": Metric("1/s", "–", "sum", "environment steps by wall clock, whole iteration"),
     "time/rollout_seconds": Metric("s", "–", "max", "collecting and advantage estimation"),
     "time/update_seconds": Metric("s", "–", "max", "gradient steps and measurement"),
-    "system/memory_mb": Metric("MB", "–", "max", "most memory the process held so far (Linux); on CUDA, of the device's"),
+    "system/memory_mb": Metric(
+        "MB", "–", "max", "most memory the process held so far (Linux); on CUDA, of the device's"
+    ),
 }
 """Every tag that exists, in the order in which it is shown."""
 

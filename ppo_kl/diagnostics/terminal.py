@@ -59,6 +59,7 @@ def show_several(console: Console, stories: Sequence[Story]) -> None:
             name = (f"{story.run.objective} seed {story.run.seed}: ", "bold")
             console.print(Text.assemble(mark, name, finding.sentence))
         console.print()
+    console.print(Text(LEGEND, style="dim"))
     console.print(Text("ppo-kl inspect RUN with one of them says more.", style="dim"))
 
 
@@ -153,7 +154,10 @@ COMPARED: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("λ", "right"),
     ("clip", "right"),
 )
-"""Columns behind the objective; KL and KL / target are medians, inside the share in the band, λ the last."""
+"""Columns behind the objective."""
+LEGEND = (
+    "KL and KL / target: medians; inside: updates in the target band; λ: the last; clip: mean share of clipped samples"
+)
 
 
 def _small(number: float) -> str:

@@ -367,7 +367,9 @@ class Agent:
         if episodes < 1:
             raise ConfigError(f"episodes={episodes!r}: allowed: >= 1")
         generator = self._generator("evaluation")
-        envs = make_vector_env(evaluated(self.config.env, episodes, video), self.config.seed, first_env=EVALUATION)
+        name = f"{self.config.objective.name}-seed{self.config.seed}-step{self.steps}"
+        played = evaluated(self.config.env, episodes, video, name)
+        envs = make_vector_env(played, self.config.seed, first_env=EVALUATION)
         memory = self.new_memory(envs.num_envs)
 
         @torch.inference_mode()

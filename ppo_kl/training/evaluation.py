@@ -33,13 +33,14 @@ class Evaluation(NamedTuple):
         return float(np.std(self.returns))
 
 
-def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None) -> EnvConfig:
+def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None, name: str = "agent") -> EnvConfig:
     """The environments on which an agent of `env` is evaluated.
 
     Args:
         env: what it was trained on.
         episodes: how many will be played.
         video: a folder for a video of every episode.
+        name: what the names of its files begin with.
 
     Raises:
         ConfigError: a vector environment of its own cannot be recorded.
@@ -58,7 +59,7 @@ def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None) ->
         return dataclasses.replace(plain, wrappers=wrappers)
     if native:
         raise ConfigError(f"video={str(video)!r}: {env.id} steps its own copies, which no wrapper can record")
-    recorder = {"video_folder": str(video), "first": episodes, "disable_logger": True}
+    recorder = {"video_folder": str(video), "first": episodes, "name_prefix": name, "disable_logger": True}
     return dataclasses.replace(
         plain,
         kwargs={**env.kwargs, "render_mode": "rgb_array"},

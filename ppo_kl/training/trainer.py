@@ -194,7 +194,8 @@ def _run(
     try:
         with TrainingConsole(config.total_steps, agent.steps, quiet) as console:
             console.say(f"Run folder: {folder}")
-            console.say(f"Look at it: {_tensorboard()} --logdir {shlex.quote(_runs_dir(folder))}")
+            console.say(f"Look at it: {_command('tensorboard')} --logdir {shlex.quote(_runs_dir(folder))}")
+            console.say(f"        or: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}")
             console.say(_what_runs(agent))
             for line in _what_differs(agent, part):
                 console.say(line)
@@ -221,7 +222,7 @@ def _run(
                 exit_status = 128 + stop.signal
                 console.say(f"Stopped by {stop.signal.name} at step {boundary['steps']:,}, saved. Go on with:")
                 plugins = "".join(f" --plugin {module}" for module in modules_in(config))
-                console.say(f"ppo-kl train --resume {shlex.quote(str(folder))}{plugins}")
+                console.say(f"{_command('ppo-kl')} train --resume {shlex.quote(str(folder))}{plugins}")
             else:
                 exit_status, result = 0, _result(agent, folder, time.perf_counter() - begin)
                 console.say(_how_it_ended(result))
@@ -326,14 +327,18 @@ def _runs_dir(folder: Path) -> str:
     return str(above[min(2, len(above) - 1)])
 
 
-def _tensorboard() -> str:
+MODULES = {"tensorboard": "tensorboard.main", "ppo-kl": "ppo_kl"}
+"""Command -> the module that is the same."""
+
+
+def _command(name: str) -> str:
     """The command as this shell can run it: bare where it is on the path, else beside our own interpreter."""
-    if shutil.which("tensorboard"):
-        return "tensorboard"
-    beside = Path(sys.executable).parent / "tensorboard"
+    if shutil.which(name):
+        return name
+    beside = Path(sys.executable).parent / name
     if beside.exists():
         return shlex.quote(os.path.relpath(beside))
-    return f"{shlex.quote(sys.executable)} -m tensorboard.main"
+    return f"{shlex.quote(sys.executable)} -m {MODULES[name]}"
 
 
 def _what_runs(agent: Agent) -> str:
