@@ -18,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
+from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
+from ppo_kl.diagnostics.writers import JsonLinesWriter
 from ppo_kl.training import run_folder
 
 RNG = random.Random(0)

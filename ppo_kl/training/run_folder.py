@@ -63,14 +63,17 @@ def claimed(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":  # no such locks there
         yield
         return
-    with (folder / ".lock").open("a") as lock:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(
                 f"{folder}: another process is training this run; nothing was changed; wait for its end, or stop it"
             ) from error
         yield
+    finally:
+        os.close(handle)
 
 
 def _first_free(parent: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
 from ppo_kl.diagnostics.rows import rows_of
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
+from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
 from ppo_kl.load import flat, read_config, to_yaml
@@ -184,18 +184,18 @@ def _run(
     resumed_at = None if part is None else part.steps
     with _output(folder):
         metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, _inexact(agent, part))
-        writers = (
-            JsonLinesWriter(folder / "metrics.jsonl", resumed_at),
-            TensorBoardWriter(folder, config, resumed_at),
-        )
+        writers = _writers(folder, config, resumed_at)
     begin, exit_status, result = time.perf_counter(), 1, None
     boundary = agent.state_dict()
     """Of the last finished iteration: what is saved, however the run ends."""
     try:
         with TrainingConsole(config.total_steps, agent.steps, quiet) as console:
             console.say(f"Run folder: {folder}")
-            console.say(f"Look at it: {_command('tensorboard')} --logdir {shlex.quote(_runs_dir(folder))}")
-            console.say(f"        or: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}")
+            if len(writers) > 1:
+                console.say(f"Look at it: {_command('tensorboard')} --logdir {shlex.quote(_runs_dir(folder))}")
+            else:
+                console.say("TensorBoard cannot be imported: the log is metrics.jsonl alone")
+            console.say(f"See its KL: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}")
             console.say(_what_runs(agent))
             for line in _what_differs(agent, part):
                 console.say(line)
@@ -242,6 +242,16 @@ def _run(
         with _output(folder):
             run_folder.write_json(folder / "result.json", result)
     return RunResult(folder, agent, exit_status, result)
+
+
+def _writers(folder: Path, config: TrainConfig, resumed_at: int | None) -> list[Writer]:
+    """JSON lines, and TensorBoard where it is installed."""
+    writers: list[Writer] = [JsonLinesWriter(folder / "metrics.jsonl", resumed_at)]
+    with contextlib.suppress(ImportError):
+        from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
+
+        writers.append(TensorBoardWriter(folder, config, resumed_at))
+    return writers
 
 
 def _next(iterations: Iterator[Iteration], stop: StopRequest) -> tuple[Iteration, dict[str, Any]] | None:

@@ -8,7 +8,8 @@ import pytest
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.history import find_runs, read_history, read_run
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter
+from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
+from ppo_kl.diagnostics.writers import JsonLinesWriter
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import to_yaml
 

@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.glossary import GLOSSARY
 from ppo_kl.diagnostics.histograms import Histogram
-from ppo_kl.diagnostics.writers import JsonLinesWriter, TensorBoardWriter, rows_of
+from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
+from ppo_kl.diagnostics.writers import JsonLinesWriter
 
 
 def rows(path):

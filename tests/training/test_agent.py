@@ -238,7 +238,7 @@ def test_where_environments_begin_anew_so_does_the_discounted_return_that_scales
     agent = small_agent("Long", env__normalize_reward=True, training__num_steps=4, training__gamma=0.5)
     agent.iterate()
     assert agent.reward_scaler.running.tolist() == [4.0, 4.0]
-    agent.close()
+    agent._collector.envs.close()  # as an error would
     agent.iterate()
     assert agent.reward_scaler.running.tolist() == [4.0, 4.0]
 
@@ -646,10 +646,21 @@ def test_a_loaded_agent_goes_on_with_the_episodes_that_were_running(tmp_path, ro
         assert (one is None and other is None) or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
-def test_a_closed_agent_learns_on_in_new_episodes(rollouts):
-    agent = small_agent("Counter")
+def test_a_closed_agent_learns_on_where_it_stood(rollouts):
+    agent, other = small_agent("Counter"), small_agent("Counter")
     agent.iterate()
     agent.close()
+    agent.iterate()
+    other.iterate()
+    other.iterate()
+    _, second, _, unclosed = (rollout.obs for rollout in rollouts)
+    assert torch.equal(second, unclosed)
+
+
+def test_an_agent_whose_environments_an_error_closed_learns_on_in_new_episodes(rollouts):
+    agent = small_agent("Counter")
+    agent.iterate()
+    agent._collector.envs.close()
     agent.iterate()
     (first, second) = (rollout.obs[..., 1] for rollout in rollouts)
     assert (second[0] == first[-1] + 1).all()

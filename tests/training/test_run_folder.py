@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ppo_kl import checkpoint
 from ppo_kl.cli import main
-from ppo_kl.diagnostics.writers import rows_of
+from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.errors import CheckpointWarning, ConfigError, OutputError
 from ppo_kl.load import from_yaml, load_config
 from ppo_kl.training import run_folder

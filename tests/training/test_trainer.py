@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -199,6 +200,15 @@ def test_what_is_no_run_folder_cannot_be_resumed(tmp_path):
 
 def test_a_callback_that_answers_nothing_lets_the_run_go_on(tmp_path):
     assert train(config(tmp_path), callbacks=[At(1, lambda: None)], quiet=True).agent.steps == 3 * STEPS
+
+
+def test_without_tensorboard_it_trains_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ppo_kl.diagnostics.tensorboard_writer", None)  # as if it could not be imported
+    run = train(config(tmp_path))
+    assert "TensorBoard cannot be imported" in capsys.readouterr().out
+    assert not list(run.folder.glob("events*"))
+    assert rows(run.folder)
+    assert run.exit_status == 0
 
 
 def test_a_disk_that_is_full_is_an_output_error_and_earlier_checkpoints_stay(tmp_path, monkeypatch):
