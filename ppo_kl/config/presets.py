@@ -85,7 +85,7 @@ def kl_adaptive() -> ObjectiveConfig:
     """−r A + λ KL(π_old ‖ π_θ); λ doubles above 1.5 d, halves below d / 1.5, d 0.01.
 
     Use: as the penalty of the paper; you choose the KL, λ follows.
-    Known: 0.74 in the paper; behind clip on Ant (159 to 2193, arXiv:2606.23932) and CartPole below; can limit-cycle.
+    Known: 0.74 in the paper; behind clip on Ant (159 to 2193, arXiv:2606.23932) and CartPole (docs/measured.md); can limit-cycle.
     Source: Schulman 2017, arXiv:1707.06347, section 4
     """
     return ObjectiveConfig("kl_adaptive", Ratio(), ForwardKL(), Adaptive())
@@ -95,7 +95,7 @@ def kl_clip() -> ObjectiveConfig:
     """Clipped surrogate + λ KL(π_old ‖ π_θ), λ as kl_adaptive.
 
     Use: when clipping is to stay and the KL is to be bounded as well.
-    Known: no published table; with two limits at once the median KL stays below the target in the runs below.
+    Known: no published table; with two limits at once the median KL stays below the target in docs/measured.md.
     Source: Schulman 2017, arXiv:1707.06347, eq. 7 and 8 together
     """
     return ObjectiveConfig("kl_clip", Clip(), ForwardKL(), Adaptive())
@@ -105,7 +105,7 @@ def rllib() -> ObjectiveConfig:
     """Clipped surrogate, ε 0.3, + λ KL(π_old ‖ π_θ); λ·1.5 above 2 d, λ/2 below d/2, λ₀ 0.2, d 0.01.
 
     Use: to compare with RLlib's PPO as it comes.
-    Known: λ rests anywhere while the KL is between d/2 and 2 d; no figures of our own beyond the runs below.
+    Known: λ rests anywhere while the KL is between d/2 and 2 d; no figures of our own beyond docs/measured.md.
     Source: RLlib, PPOConfig
     """
     return ObjectiveConfig("rllib", Clip(0.3), ForwardKL(), Banded())
@@ -146,7 +146,7 @@ def dual_clip() -> ObjectiveConfig:
     """As clip, and for A < 0 no loss above 3 |A|.
 
     Use: with stale or distributed data, whose ratios are large.
-    Known: meant for very large ratios; in the runs below it is clip on CartPole and within noise of it on Pendulum.
+    Known: meant for very large ratios; in docs/measured.md it is clip on CartPole and within noise of it on Pendulum.
     Source: Ye 2020, arXiv:1912.09729
     """
     return _plain("dual_clip", DualClip())
@@ -156,7 +156,7 @@ def rollback() -> ObjectiveConfig:
     """As clip, but outside the band a slope of −0.3 that pulls back (PPO-RB).
 
     Use: where clip lets the ratio run away outside its band.
-    Known: no independent figures known to us; the runs below.
+    Known: no independent figures known to us; docs/measured.md.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("rollback", Rollback())
@@ -176,7 +176,7 @@ def tr_ppo_rb() -> ObjectiveConfig:
     """As tr_ppo from KL ≥ 0.03, with a slope of −0.05 that pulls back.
 
     Use: where tr_ppo overshoots its radius.
-    Known: no independent figures known to us; the runs below.
+    Known: no independent figures known to us; docs/measured.md.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("tr_ppo_rb", TrustRollback())
@@ -186,7 +186,7 @@ def truly_ppo() -> ObjectiveConfig:
     """−r A + 5 KL on samples with KL ≥ 0.03 that move on, else −r A (Truly PPO).
 
     Use: a trust region per state with a restoring force of exact KL.
-    Known: no independent figures known to us; the runs below.
+    Known: no independent figures known to us; docs/measured.md.
     Source: Wang 2020, arXiv:1903.07940
     """
     return _plain("truly_ppo", Truly())
@@ -196,7 +196,7 @@ def spo() -> ObjectiveConfig:
     """−(r A − |A| (r − 1)² / (2 ε)), ε 0.2.
 
     Use: to keep every ratio inside 1 ± ε, also with deep networks and many epochs.
-    Known: no independent figures known to us; moves least of all in the runs below.
+    Known: no independent figures known to us; moves least of all in docs/measured.md.
     Source: Xie 2024, arXiv:2401.16025
     """
     return _plain("spo", SPO())
@@ -216,7 +216,7 @@ def soft_clip() -> ObjectiveConfig:
     """As klip, but the gradient fades out over a ramp of 0.05 beyond the band.
 
     Use: to see whether clip's edge matters.
-    Known: its gradient lies between those of none and clip by construction; the runs below.
+    Known: its gradient lies between those of none and clip by construction; docs/measured.md.
     Source: Colletti & Holzinger 2026, arXiv:2606.23932
     """
     return _plain("soft_clip", SoftClip())
@@ -226,7 +226,7 @@ def drift() -> ObjectiveConfig:
     """−r A + relu(x − α tanh(x/α)), x = (r−1)A, α 2 (A ≥ 0); x = log(r) A, α 0.6 (A < 0).
 
     Use: the closed form of a drift function found by meta-learning (DPO).
-    Known: no independent figures known to us; the runs below.
+    Known: no independent figures known to us; docs/measured.md.
     Source: Lu 2022, arXiv:2210.05639
     """
     return _plain("drift", Drift())
