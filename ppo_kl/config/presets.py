@@ -85,7 +85,7 @@ def kl_adaptive() -> ObjectiveConfig:
     """−r A + λ KL(π_old ‖ π_θ); λ doubles above 1.5 d, halves below d / 1.5, d 0.01.
 
     Use: as the penalty of the paper; you choose the KL, λ follows.
-    Known: 0.74 in the paper; behind clip on Ant (159 to 2193, arXiv:2606.23932) and in docs/measured.md; can limit-cycle.
+    Known: 0.74 in the paper; behind clip on Ant (159 to 2193, arXiv:2606.23932), in docs/measured.md too; can cycle.
     Source: Schulman 2017, arXiv:1707.06347, section 4
     """
     return ObjectiveConfig("kl_adaptive", Ratio(), ForwardKL(), Adaptive())
