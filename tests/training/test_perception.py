@@ -29,7 +29,7 @@ def trained(env, objective, steps, enough, **settings):
 @pytest.mark.parametrize("trunk", ["shared", "separate"])
 def test_a_square_in_noise_is_found(objective, image_encoder, trunk):
     policy = {"policy__image_encoder": image_encoder, "policy__hidden_sizes": (), "policy__trunk": trunk}
-    agent = trained("toy/Square-v0", objective, 20_000, 9.5, **policy, training__lr=1e-3, training__num_epochs=4)
+    agent = trained("toy/Square-v0", objective, 30_000, 9.5, **policy, training__lr=1e-3, training__num_epochs=4)
     assert agent.evaluate(50).mean > 9  # of 10; 2.5 by chance
 
 
