@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_kl.observations import Obs, over_parts
+from ppo_kl.observations import Obs, each_part, over_parts
 
 State = tuple[Tensor, ...]
 
@@ -162,8 +162,23 @@ def sequences(starts: Tensor, valid: Tensor, length: int) -> tuple[Tensor, Tenso
     return torch.from_numpy(index).to(device), torch.from_numpy(place < sizes[:, None]).to(device)
 
 
+def layout(batch: Batch, *, sizes: bool = True) -> tuple[Any, ...]:
+    """What tells batches apart for which different programs are compiled: which tensors there are, and of what kind.
+
+    Args:
+        batch: any.
+        sizes: shapes and strides too; else only how many dimensions there are, and which of them have length 1.
+    """
+
+    def kind(x: Tensor) -> tuple[Any, ...]:
+        return x.dtype, *((x.shape, x.stride()) if sizes else [size == 1 for size in x.shape])
+
+    tensors = [*each_part(batch.obs), *zip(Batch._fields[1:], batch[1:-1], strict=False), *enumerate(batch.state)]
+    return tuple((name, kind(x)) for name, x in tensors if x is not None)
+
+
 def minibatches(
-    units: Tensor, size: int, generator: torch.Generator, num_rows: int | None = None
+    units: Tensor, size: int, generator: torch.Generator, num_rows: int | None = None, width: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """A random partition of the units into minibatches of one fixed shape.
 
@@ -175,15 +190,48 @@ def minibatches(
         size: rows of the largest minibatch; with sequences, of a mean one.
         generator: on the CPU, the update's own random stream.
         num_rows: that count in all the units together; none: one per unit.
+        width: M, where it shall not depend on n; at least ⌈n / parts⌉.
 
     Returns:
-        index `[parts, M]` and valid `[parts, M]` bool, M = ⌈n / parts⌉, on the device of `units`.
+        index `[parts, M]` and valid `[parts, M]` bool, on the device of `units`; M = ⌈n / parts⌉ where no width is given.
     """
     n = len(units)
     parts = min(n, -(-(n if num_rows is None else num_rows) // size))
-    width = -(-n // parts)
+    width = -(-n // parts) if width is None else width
     # Part p takes places p, p + parts, p + 2·parts, … of a random order, which deals the rows out evenly.
     place = torch.arange(width)[None, :] * parts + torch.arange(parts)[:, None]
     order = torch.randperm(n, generator=generator)[place.clamp(max=n - 1)]
     device = units.device
     return units[order.to(device)], (place < n).to(device)
+
+
+MOST_ROWS = 65_536
+"""That are copied at a time when minibatches are cut, or one minibatch where that has more."""
+
+
+def cut(batch: Batch, index: Tensor, valid: Tensor) -> Iterator[Batch]:
+    """The minibatches that were dealt: views of copies in which their rows lie one after the other.
+
+    Args:
+        batch: `[B]`.
+        index: units of each minibatch, `[parts, M]`.
+        valid: which of them count, `[parts, M]` bool.
+
+    Yields:
+        one minibatch after the other, of M units.
+    """
+    rows_per_unit = len(batch.valid) // max(len(batch.state[0]), 1) if batch.state else 1
+    at_once = max(1, MOST_ROWS // (index.shape[1] * rows_per_unit))
+    for indices, valids in zip(index.split(at_once), valid.split(at_once), strict=True):
+        yield from _equal_parts(batch.rows(indices.flatten(), valids.flatten()), len(indices))
+
+
+def _equal_parts(batch: Batch, parts: int) -> Iterator[Batch]:
+    def each(x: Any) -> Sequence[Any]:
+        if isinstance(x, Tensor):
+            return x.unflatten(0, (parts, -1)).unbind()
+        if isinstance(x, dict):
+            return [dict(zip(x, row, strict=True)) for row in zip(*map(each, x.values()), strict=True)]
+        return list(zip(*map(each, x), strict=True)) if x else [x] * parts
+
+    return map(Batch, *map(each, batch))

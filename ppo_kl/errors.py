@@ -37,6 +37,10 @@ class EnvWarning(UserWarning):
     """An environment sends something odd that can be trained on nevertheless."""
 
 
+class EngineWarning(UserWarning):
+    """Gradient steps are run in another way than was asked for; they compute the same."""
+
+
 class EnvWorkerError(PPOKLError):
     """An environment failed, died or did not answer in time; no update was made with what it sent."""
 

@@ -58,7 +58,7 @@ TRAINING = (
 @pytest.mark.parametrize("family", FAMILIES, ids=["categorical", "gaussian"])
 def test_no_tensor_of_another_device_enters_a_step_or_a_measurement(family, objective, training):
     learner, batch = parts(family, objective, "meta", **training)
-    learner.step(batch, torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta"))
+    learner.step(batch.rows(torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta")))
     metrics = measure(learner.policy, family, learner.objective, batch)
     metrics |= learner.objective.controller_metrics() | {"before": kl_before(learner.policy, family, batch)}
     learner.objective.adapt_(metrics["kl/controlled"])
@@ -112,7 +112,7 @@ def test_every_kind_of_policy_learns_on_the_device_it_is_on_from_masked_samples(
         state=policy.initial_state(S),
     )
     units = torch.arange(2, device="meta")
-    learner.step(batch, units, torch.ones(2, dtype=torch.bool, device="meta"))
+    learner.step(batch.rows(units, torch.ones(2, dtype=torch.bool, device="meta")))
     metrics = measure(policy, family, learner.objective, batch)
     starts = torch.ones(5, dtype=torch.bool, device="meta")
     params, state = policy.act(normalizer(mixed_obs(5, device="meta")), policy.initial_state(5), starts)
@@ -140,7 +140,7 @@ def reads_of(what):
 def test_a_gradient_step_and_adapt_read_nothing(family):
     learner, batch = parts(family, "kl_adaptive", "cpu")
     index, valid = torch.arange(16), torch.ones(16, dtype=torch.bool)
-    assert reads_of(lambda: learner.step(batch, index, valid)) == 0
+    assert reads_of(lambda: learner.step(batch.rows(index, valid))) == 0
     assert reads_of(lambda: learner.objective.adapt_(torch.tensor(0.1))) == 0
     assert reads_of(lambda: measure(learner.policy, family, learner.objective, batch)) == 0
     assert reads_of(lambda: batch.adv.sum().item()) == 1  # the counter counts
@@ -155,9 +155,9 @@ def test_the_reads_of_an_update_do_not_grow_with_its_minibatches():
 @pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
 def test_no_family_needs_another_device_or_the_host(family):
     learner, batch = parts(family, "kl_adaptive", "meta", ent_coef=0.01)
-    learner.step(batch, torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta"))
+    learner.step(batch.rows(torch.arange(16, device="meta"), torch.ones(16, dtype=torch.bool, device="meta")))
     assert {x.device.type for x in measure(learner.policy, family, learner.objective, batch).values()} == {"meta"}
     learner, batch = parts(family, "kl_adaptive", "cpu", ent_coef=0.01)
     index, valid = torch.arange(16), torch.ones(16, dtype=torch.bool)
-    assert reads_of(lambda: learner.step(batch, index, valid)) == 0
+    assert reads_of(lambda: learner.step(batch.rows(index, valid))) == 0
     assert reads_of(lambda: measure(learner.policy, family, learner.objective, batch)) == 0

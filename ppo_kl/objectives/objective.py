@@ -282,6 +282,11 @@ class Objective(nn.Module):
         }
 
     @property
+    def constants(self) -> tuple[Any, ...]:
+        """What `forward` reads beside tensors: whoever compiles it does so anew where these have changed."""
+        return (*self._surrogate_settings.items(), self.config.penalty, self._target_at_start, self.training)
+
+    @property
     def follows_kl(self) -> bool:
         """Whether λ answers the KL; a fixed or scheduled one does not."""
         return "kl" in self._asked

@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from ppo_kl.batch import State
 from ppo_kl.config.policy import Activation
 
+
+
+class Tanh(nn.Module):
+    """tanh; in a compiled graph as 2 σ(2x) − 1, which is within 1e-7 of it and a third of the work on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return 2 * (2 * x).sigmoid() - 1 if torch.compiler.is_compiling() else x.tanh()
+
+
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
-    "tanh": nn.Tanh,
+    "tanh": Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "silu": nn.SiLU,

@@ -106,7 +106,7 @@ class Agent:
             self.objective,
             training,
             self._generator("minibatch"),
-            config.runtime.engine,
+            config.runtime.compile == "on",
         )
         self.obs_normalizer = ObservationNormalizer(self.parts, env.normalize_obs).to(self.device)
         self.reward_scaler = RewardScaler(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_kl.batch import Batch, minibatches
+from ppo_kl.batch import Batch, cut, layout, minibatches
 from ppo_kl.config.training import TrainingConfig
 from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives.divergence import policy_kl, require_kl
@@ -17,7 +17,7 @@ from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import Policy, PolicyOutput, old_and_new
 from ppo_kl.policies.families import Family
 from ppo_kl.training.advantages import normalize_advantages
-from ppo_kl.training.engine import ENGINES
+from ppo_kl.training.engine import CompiledStep, Step, gradients_are_traced
 from ppo_kl.training.kl_stop import EarlyStop
 from ppo_kl.training.learning_rate import kl_adaptive_lr
 from ppo_kl.training.parameters import FlatParameters, name_in_checkpoint
@@ -51,7 +51,7 @@ class Learner:
         objective: the policy's loss.
         config: epochs, minibatches, optimiser.
         generator: on the CPU, the minibatches' own random stream.
-        engine: name of how a step is run.
+        compiled: whether a step is run as one compiled graph.
 
     Raises:
         NotImplementedError: the family's distribution has no exact KL; its name is in the message.
@@ -64,7 +64,7 @@ class Learner:
         objective: Objective,
         config: TrainingConfig,
         generator: torch.Generator,
-        engine: str = "eager",
+        compiled: bool = False,
     ) -> None:
         self.policy, self.family, self.objective, self.config = policy, family, objective, config
         self._module = cast(nn.Module, policy)
@@ -85,7 +85,16 @@ class Learner:
         self._shown_epochs = _shown_epochs(config.num_epochs)
         self._sums = flat.new_zeros(len(MEANS))
         self._applied, self._skipped = flat.new_zeros(()), flat.new_zeros(())
-        self._step = ENGINES[engine](self.step)
+        self.compiled: CompiledStep | None = None
+        self._functional_gradient = False
+        if compiled:
+            self.compile()
+
+    def compile(self) -> None:
+        """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""
+        self._functional_gradient = not gradients_are_traced()
+        # Sequences are as many, and as long, as the episodes of a rollout have it.
+        self.compiled = CompiledStep(self.step, dynamic=bool(self.policy.initial_state(1)))
 
     def update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Epochs × minibatches over the batch.
@@ -107,12 +116,17 @@ class Learner:
         profile: dict[str, Tensor] = {}
         units = batch.units()
         num_rows = int(batch.valid.sum()) if batch.state else len(units)
+        # A graph is for one shape, also in rollouts in which some rows are no transitions.
+        varies = self.compiled is not None and num_rows < len(batch.valid) and not batch.state
+        width = min(config.minibatch_size, len(batch.valid)) if varies else None
         for epoch in range(config.num_epochs if num_rows else 0):
             if epoch > 0 and stop.between_epochs_(lambda: self._stop_kl(batch)):
                 break
-            parts = minibatches(units, config.minibatch_size, self.generator, num_rows)
-            for index, valid in zip(*parts, strict=True):
-                self._step(batch, index, valid)
+            dealt = minibatches(units, config.minibatch_size, self.generator, num_rows, width)
+            step: Step | None = None
+            for minibatch in cut(batch, *dealt):
+                step = self._step_for(minibatch) if step is None else step
+                step(minibatch)
                 if stop.ends_epoch():
                     break
             mean_kl = self._epoch_kl[0] / self._epoch_kl[1]
@@ -130,16 +144,18 @@ class Learner:
             "optim/stopped_early": stop.stopped.float(),
         }
 
-    def step(self, batch: Batch, index: Tensor, valid: Tensor) -> None:
-        """One gradient step on the units `index`, of which `valid` count; all on the device, nothing is read.
+    def _step_for(self, minibatch: Batch) -> Step:
+        """How a step on minibatches like this one is run."""
+        if self.compiled is None:
+            return self.step
+        return self.compiled.of((layout(minibatch, sizes=not minibatch.state), self.objective.constants))
+
+    def step(self, minibatch: Batch) -> None:
+        """One gradient step; all on the device, nothing is read.
 
         A non-finite loss or gradient leaves weights and optimiser as they are and is counted.
         """
-        flat = self.parameters.flat
-        minibatch = batch.rows(index, valid)
-        given = (minibatch.obs, minibatch.state)
-        losses = self.loss(functional_call(self._module, self.parameters.split(flat), given), minibatch)
-        (grad,) = torch.autograd.grad(losses.total, flat)
+        losses, grad = self._losses_and_gradient(minibatch)
         with torch.no_grad():
             self.early_stop.before_step_(losses.stop_kl)
             moves = self.early_stop.moves()
@@ -159,6 +175,22 @@ class Learner:
             self._skipped += ~finite & made
             in_a_row = torch.where(finite, 0.0, self.skipped_in_a_row + 1)
             self.skipped_in_a_row.copy_(torch.where(made, in_a_row, self.skipped_in_a_row))
+
+    def _losses_and_gradient(self, minibatch: Batch) -> tuple[Losses, Tensor]:
+        """What the minibatch says at the present θ, and the gradient of its total, `[n]`."""
+
+        def losses_at(flat: Tensor) -> tuple[Tensor, Losses]:
+            given = (minibatch.obs, minibatch.state)
+            losses = self.loss(functional_call(self._module, self.parameters.split(flat), given), minibatch)
+            return losses.total, losses
+
+        flat = self.parameters.flat
+        if self._functional_gradient:
+            grad, losses = torch.func.grad(losses_at, has_aux=True)(flat)
+        else:
+            total, losses = losses_at(flat)
+            (grad,) = torch.autograd.grad(total, flat)
+        return losses, grad
 
     def _adapt_lr(self, kl: Tensor) -> None:
         """Move the learning rates by the KL, but not once the actor stands still."""

@@ -40,6 +40,7 @@ class FlatParameters:
         for name, view in self.split(self.flat).items():
             named[name].data = view
         self.flat.requires_grad_()
+        self._is_actors = torch.arange(len(self.flat), device=self.flat.device) < self.num_actor
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of `vector`, `[n]`, by parameter name; differentiable."""
@@ -48,8 +49,7 @@ class FlatParameters:
 
     def by_part(self, actor_critic: Tensor) -> Tensor:
         """One number of the actor and one of the critic, `[2]`, spread over their parameters, `[n]`."""
-        n = len(self.flat)
-        return torch.cat([actor_critic[0].expand(self.num_actor), actor_critic[1].expand(n - self.num_actor)])
+        return torch.where(self._is_actors, actor_critic[0], actor_critic[1])
 
     def join(self, named: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `split`, on this device; takes the names of a checkpoint as well.

@@ -42,7 +42,7 @@ class Namesake:
         return list(zip(index, valid, strict=True))
 
     def step(self, index, valid):
-        self.learner.step(self.batch, index, valid)
+        self.learner.step(self.batch.rows(index, valid))
         self.steps += 1
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def move(learner: Learner, size: float) -> None:
 
 def one_step(learner: Learner, batch: Batch) -> None:
     """A gradient step on the whole batch."""
-    learner.step(batch, torch.arange(len(batch.adv)), batch.valid)
+    learner.step(batch)
 
 
 def gradient(learner: Learner, batch: Batch) -> Tensor:
@@ -772,11 +772,11 @@ def test_a_stopped_actor_has_no_part_in_the_step_of_the_critic(clip_grad):
     # Its gradient is largest just when the stop fires; in a joint norm it would shrink the critic's step to nothing.
     stop = KLStop("last_minibatch", threshold=1e-3, stops="actor")
     calm, wild = (make(kl_stop=stop, clip_grad=clip_grad, objective="none") for _ in range(2))
-    batch, index = batch_of(calm), torch.arange(10)
+    batch = batch_of(calm)
     before = actor_and_critic(calm)
     for learner, advantage in ((calm, 1.0), (wild, 1e6)):
         learner.early_stop.stopped.fill_(True)
-        learner.step(batch._replace(adv=batch.adv * advantage), index, batch.valid)
+        learner.step(batch._replace(adv=batch.adv * advantage))
     assert torch.equal(actor_and_critic(calm)[0], before[0])
     assert not torch.equal(actor_and_critic(calm)[1], before[1])
     assert torch.equal(weights(calm), weights(wild))

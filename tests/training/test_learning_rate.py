@@ -78,7 +78,7 @@ def test_an_update_moves_it_before_a_step_or_after_an_epoch(cadence):
             if cadence == "minibatch":
                 lr = kl_adaptive_lr(lr, kls[-1], 0.003)
             plain._lr.copy_(lr)
-            plain.step(batch, index, valid)
+            plain.step(batch.rows(index, valid))
         if cadence == "epoch":
             lr = kl_adaptive_lr(lr, torch.stack(kls).mean(), 0.003)
         path.append(lr[0].item())
