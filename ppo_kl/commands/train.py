@@ -15,7 +15,7 @@ from ppo_kl.config import RuntimeConfig, TrainConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.unknown import kinds_with, whose
 from ppo_kl.errors import ConfigError
-from ppo_kl.imports import import_modules, modules_in
+from ppo_kl.imports import import_modules, import_modules_in
 from ppo_kl.load import NULL, from_yaml, load_config, value_of
 
 TRAIN_HELP = """\
@@ -85,8 +85,7 @@ def main(arguments: list[str]) -> int:
     config = load_config(**layers, kinds=kinds, overrides=entries, base=base)
     _refuse_of_other_parts(rest, config.objective)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
-    # What a saved run names is imported by --plugin alone.
-    import_modules(set(modules_in(config)) - set(modules_in(base) if base is not None else ()), "module")
+    import_modules_in(config, base)  # what the saved run names is imported by --plugin alone
     from ppo_kl.training.trainer import train
 
     return train(config, quiet=chosen.quiet).exit_status
