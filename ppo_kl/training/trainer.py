@@ -25,7 +25,7 @@ from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
-from ppo_kl.load import flat, read_config, to_yaml
+from ppo_kl.load import differing, read_config, to_yaml
 from ppo_kl.training import run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on
@@ -148,17 +148,12 @@ def _require_unchanged(written: TrainConfig, trained: TrainConfig, path: Path) -
     Raises:
         ConfigError: it names the first.
     """
-    ours, theirs = (
-        flat(dataclasses.replace(c, total_steps=1, runtime=dataclasses.replace(c.runtime, device="auto")))
-        for c in (written, trained)
-    )
-    changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"{path}: {key} is {ours.get(key)!r}, the checkpoint was trained with {theirs.get(key)!r}; nothing was "
-            "changed; a run goes on with its own settings: put it back, or begin a new run with --init-from"
-        )
+    for key, (ours, theirs) in differing(written, trained).items():
+        if key not in ("total_steps", "runtime.device"):
+            raise ConfigError(
+                f"{path}: {key} is {ours!r}, the checkpoint was trained with {theirs!r}; nothing was changed; a run "
+                "goes on with its own settings: put it back, or begin a new run with --init-from"
+            )
 
 
 class _Part(NamedTuple):
