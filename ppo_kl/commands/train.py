@@ -55,24 +55,7 @@ def main(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
     import_modules(chosen.plugin, "--plugin")
     if chosen.resume is not None:
-        named = [name.replace("_", "-") for name in (*LAYERS, "init_from") if getattr(chosen, name) is not None]
-        named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
-        steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
-        steps.add_argument("--total-steps", type=int)
-        steps.add_argument("--runtime.device", dest="device")
-        extended, rest = steps.parse_known_args([_without_exponent(argument) for argument in rest])
-        if rest or named:
-            other = rest[0] if rest else f"--{named[0]}"
-            print(
-                "ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps and "
-                f"--runtime.device; {other} has no place",
-                file=sys.stderr,
-            )
-            return 2
-        from ppo_kl.training.trainer import resume
-
-        done = resume(chosen.resume, total_steps=extended.total_steps, device=extended.device, quiet=chosen.quiet)
-        return done.exit_status
+        return _resume(chosen, rest)
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)
@@ -89,6 +72,28 @@ def main(arguments: list[str]) -> int:
     from ppo_kl.training.trainer import train
 
     return train(config, quiet=chosen.quiet).exit_status
+
+
+def _resume(chosen: argparse.Namespace, rest: list[str]) -> int:
+    """Go on with a run; of its settings, only how long and where it trains may be other ones."""
+    named = [name.replace("_", "-") for name in (*LAYERS, "init_from") if getattr(chosen, name) is not None]
+    named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
+    steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
+    steps.add_argument("--total-steps", type=int)
+    steps.add_argument("--runtime.device", dest="device")
+    extended, rest = steps.parse_known_args([_without_exponent(argument) for argument in rest])
+    if rest or named:
+        other = rest[0] if rest else f"--{named[0]}"
+        print(
+            "ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps and "
+            f"--runtime.device; {other} has no place",
+            file=sys.stderr,
+        )
+        return 2
+    from ppo_kl.training.trainer import resume
+
+    done = resume(chosen.resume, total_steps=extended.total_steps, device=extended.device, quiet=chosen.quiet)
+    return done.exit_status
 
 
 def _chooser() -> argparse.ArgumentParser:
