@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_kl.config.presets import PUBLISHED, said_of
-from ppo_kl.diagnostics.history import METRICS, config_of, runs_below, state_of
-from ppo_kl.diagnostics.rows import number_in, row_in
+from ppo_kl.diagnostics.history import config_of, runs_below, state_of
+from ppo_kl.diagnostics.rows import METRICS, number_in, row_in
 from ppo_kl.load import load_config, shipped
 
 RUN_COLUMNS = ("run", "state", "steps", "return", "last KL")

@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+METRICS = "metrics.jsonl"
+"""The file's name in a run's folder."""
+
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows, as they were written; a line that is none, as one that was torn when the run was killed, is left out.

@@ -17,7 +17,7 @@ import numpy as np
 from ppo_kl import __version__
 from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
-from ppo_kl.diagnostics.rows import number_in, rows_of
+from ppo_kl.diagnostics.rows import METRICS, number_in, rows_of
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError, needs_extra
 from ppo_kl.export.acting import answers, trial
 from ppo_kl.export.card import LIBRARY, card
@@ -222,7 +222,7 @@ def _home(run: Path) -> Path:
 
 def _kl(home: Path, steps: int) -> list[float]:
     """kl/forward of each iteration up to `steps`, from the run's metrics.jsonl; empty where there is none."""
-    path = home / "metrics.jsonl"
+    path = home / METRICS
     if not path.is_file():
         return []
     found = [number_in(row.get("kl/forward")) for row in rows_of(path) if row["steps"] <= steps]

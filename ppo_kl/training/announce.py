@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppo_kl.diagnostics.rows import METRICS
 from ppo_kl.imports import modules_in
 from ppo_kl.training.agent import Agent
 
@@ -35,7 +36,7 @@ def beginning(
     if tensorboard:
         yield f"Look at it: {_command('tensorboard')} --logdir {shlex.quote(_runs_dir(folder))}"
     else:
-        yield "TensorBoard cannot be imported: the log is metrics.jsonl alone"
+        yield f"TensorBoard cannot be imported: the log is {METRICS} alone"
     yield f"See its KL: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}"
     yield _what_runs(agent)
     if inexact is not None:

@@ -17,7 +17,7 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
-from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.rows import METRICS, rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.load import differing, read_config, to_yaml
@@ -230,7 +230,7 @@ def _run(
 
 def _writers(folder: Path, config: TrainConfig, resumed_at: int | None) -> list[Writer]:
     """JSON lines, and TensorBoard where it is installed."""
-    writers: list[Writer] = [JsonLinesWriter(folder / "metrics.jsonl", resumed_at)]
+    writers: list[Writer] = [JsonLinesWriter(folder / METRICS, resumed_at)]
     with contextlib.suppress(ImportError):
         from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
 
@@ -296,7 +296,7 @@ def _best_so_far(agent: Agent, folder: Path) -> float | None:
 
 
 def _result(agent: Agent, folder: Path, seconds: float) -> dict[str, float | None]:
-    kls = [kl for row in rows_of(folder / "metrics.jsonl") if (kl := row.get("kl/forward")) is not None]
+    kls = [kl for row in rows_of(folder / METRICS) if (kl := row.get("kl/forward")) is not None]
     return {
         "steps": agent.steps,
         "iterations": agent.iterations,
