@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,8 @@ def number_in(value: Any) -> float:
         return float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:
         return math.nan
+
+
+def finite_in(rows: Iterable[dict[str, Any]], tag: str) -> list[float]:
+    """The tag's finite numbers, of the rows that have one."""
+    return [number for row in rows if math.isfinite(number := number_in(row.get(tag)))]

@@ -67,7 +67,7 @@ def finished(result: dict[str, float | None]) -> str:
     """How the run ended, from its `result.json`."""
     score = result["return_last100"]
     learned = "no episode ended" if score is None else f"mean return of the last 100 episodes {score:.1f}"
-    return f"Done: {result['steps']:,} steps in {result['seconds']:.0f} s, {learned}"
+    return f"Done: {result['steps']:,} steps in {result['seconds']:.0f} s of training, {learned}"
 
 
 def _what_runs(agent: Agent) -> str:

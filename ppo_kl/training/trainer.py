@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
-from ppo_kl.diagnostics.rows import METRICS, rows_of
+from ppo_kl.diagnostics.rows import METRICS, finite_in, rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.load import differing, read_config, to_yaml
@@ -172,7 +171,7 @@ def _run(
     with _output(folder):
         metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, inexact)
         writers = _writers(folder, config, resumed_at)
-    begin, exit_status, result = time.perf_counter(), 1, None
+    exit_status, result = 1, None
     boundary = agent.state_dict()
     """Of the last finished iteration: what is saved, however the run ends."""
     try:
@@ -208,7 +207,7 @@ def _run(
                 exit_status = 128 + stop.signal
                 console.say(*announce.stopped(agent, folder, stop.signal))
             else:
-                exit_status, result = 0, _result(agent, folder, time.perf_counter() - begin)
+                exit_status, result = 0, _result(agent, folder)
                 console.say(announce.finished(result))
     except BaseException as error:
         exit_status = _exit_status(error)
@@ -295,12 +294,14 @@ def _best_so_far(agent: Agent, folder: Path) -> float | None:
     return max((x for x in found if x is not None), default=None)
 
 
-def _result(agent: Agent, folder: Path, seconds: float) -> dict[str, float | None]:
-    kls = [kl for row in rows_of(folder / METRICS) if (kl := row.get("kl/forward")) is not None]
+def _result(agent: Agent, folder: Path) -> dict[str, float | None]:
+    """What `result.json` says of all parts of the run; seconds are those of its rollouts and updates."""
+    rows = rows_of(folder / METRICS)
+    kls = finite_in(rows, "kl/forward")
     return {
         "steps": agent.steps,
         "iterations": agent.iterations,
         "return_last100": statistics.fmean(agent.last100) if agent.last100 else None,
         "kl_forward_mean": statistics.fmean(kls) if kls else None,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(finite_in(rows, "time/rollout_seconds") + finite_in(rows, "time/update_seconds")), 1),
     }
