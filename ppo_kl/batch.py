@@ -142,8 +142,8 @@ def sequences(starts: Tensor, valid: Tensor, length: int) -> tuple[Tensor, Tenso
         length: of the longest stretch.
 
     Returns:
-        index into the flattened rows and valid, both `[S, L]`, L the longest stretch there is; shorter ones are padded
-        at their ends with their last row.
+        index into the flattened rows and valid, both `[S, L]`, L = min(length, T); shorter stretches are padded at
+        their ends with their last row.
     """
     T, N = valid.shape
     counts, begins = valid.T.cpu().numpy(), starts.T.cpu().numpy().copy()  # [N, T]: an environment's steps in a row
@@ -156,7 +156,8 @@ def sequences(starts: Tensor, valid: Tensor, length: int) -> tuple[Tensor, Tenso
     ends_here = np.concatenate([(since[:, 1:] % length == 0) | ~counts[:, 1:], np.ones((N, 1), bool)], 1)
     last = np.flip(np.minimum.accumulate(np.flip(np.where(ends_here, step, T), 1), 1), 1)[env, first]
     sizes = last - first + 1
-    place = np.arange(sizes.max(initial=1))[None, :]
+    # Not the longest there is: programs are compiled for an L.
+    place = np.arange(min(length, T))[None, :]
     index = (first[:, None] + np.minimum(place, sizes[:, None] - 1)) * N + env[:, None]
     device = valid.device
     return torch.from_numpy(index).to(device), torch.from_numpy(place < sizes[:, None]).to(device)
@@ -167,11 +168,11 @@ def layout(batch: Batch, *, sizes: bool = True) -> tuple[Any, ...]:
 
     Args:
         batch: any.
-        sizes: shapes and strides too; else only how many dimensions there are, and which of them have length 1.
+        sizes: how many rows too; else only whether there are more than one.
     """
 
     def kind(x: Tensor) -> tuple[Any, ...]:
-        return x.dtype, *((x.shape, x.stride()) if sizes else [size == 1 for size in x.shape])
+        return (x.dtype, x.shape, x.stride()) if sizes else (x.dtype, len(x) == 1, x.shape[1:])
 
     tensors = [*each_part(batch.obs), *zip(Batch._fields[1:], batch[1:-1], strict=False), *enumerate(batch.state)]
     return tuple((name, kind(x)) for name, x in tensors if x is not None)
@@ -193,7 +194,7 @@ def minibatches(
         width: M, where it shall not depend on n; at least ⌈n / parts⌉.
 
     Returns:
-        index `[parts, M]` and valid `[parts, M]` bool, on the device of `units`; M = ⌈n / parts⌉ where no width is given.
+        index `[parts, M]` and valid `[parts, M]` bool, on the device of `units`; without a width M = ⌈n / parts⌉.
     """
     n = len(units)
     parts = min(n, -(-(n if num_rows is None else num_rows) // size))
@@ -222,14 +223,14 @@ def cut(batch: Batch, index: Tensor, valid: Tensor) -> Iterator[Batch]:
     """
     rows_per_unit = len(batch.valid) // max(len(batch.state[0]), 1) if batch.state else 1
     at_once = max(1, MOST_ROWS // (index.shape[1] * rows_per_unit))
-    for indices, valids in zip(index.split(at_once), valid.split(at_once), strict=True):
+    for indices, valids in zip(torch.split(index, at_once), torch.split(valid, at_once), strict=True):
         yield from _equal_parts(batch.rows(indices.flatten(), valids.flatten()), len(indices))
 
 
 def _equal_parts(batch: Batch, parts: int) -> Iterator[Batch]:
     def each(x: Any) -> Sequence[Any]:
         if isinstance(x, Tensor):
-            return x.unflatten(0, (parts, -1)).unbind()
+            return x.view(parts, -1, *x.shape[1:]).unbind()
         if isinstance(x, dict):
             return [dict(zip(x, row, strict=True)) for row in zip(*map(each, x.values()), strict=True)]
         return list(zip(*map(each, x), strict=True)) if x else [x] * parts

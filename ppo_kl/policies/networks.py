@@ -14,7 +14,6 @@ from ppo_kl.batch import State
 from ppo_kl.config.policy import Activation
 
 
-
 class Tanh(nn.Module):
     """tanh; in a compiled graph as 2 σ(2x) − 1, which is within 1e-7 of it and a third of the work on a CPU."""
 

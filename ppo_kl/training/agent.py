@@ -29,6 +29,7 @@ from ppo_kl.policies.custom import make_policy
 from ppo_kl.policies.normalize import ObservationNormalizer, RewardScaler
 from ppo_kl.policies.spaces import describe, family_of, from_description
 from ppo_kl.training.collector import Collector
+from ppo_kl.training.compile_choice import Choice, choose
 from ppo_kl.training.evaluation import Evaluation, evaluate, evaluated
 from ppo_kl.training.init_from import init_from
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
@@ -106,8 +107,9 @@ class Agent:
             self.objective,
             training,
             self._generator("minibatch"),
-            config.runtime.compile == "on",
         )
+        if config.runtime.compile == "on":
+            self.learner.compile()
         self.obs_normalizer = ObservationNormalizer(self.parts, env.normalize_obs).to(self.device)
         self.reward_scaler = RewardScaler(
             env.num_envs, training.gamma, env.reward_offset, env.reward_scale, env.normalize_reward, env.reward_limit
@@ -137,10 +139,12 @@ class Agent:
     def learn(self, total_steps: int, callbacks: Sequence[Callback] = ()) -> Agent:
         """Train for `total_steps` further environment steps (rounded up to whole rollouts), in memory alone.
 
-        What follows a schedule (learning rate, ε, kl_target, a scheduled λ) begins anew and ends with these steps.
+        What follows a schedule (learning rate, ε, kl_target, a scheduled λ) begins anew and ends with these steps. With
+        `runtime.compile: auto` each call weighs anew whether to compile.
 
         `ppo_kl.train` does the same with a run folder, logs and checkpoints.
         """
+        self._weigh_compiling(total_steps)
         for state in self.iterations_until(self.steps + total_steps, since=self.steps):
             if not all_go_on(callbacks, state):
                 break
@@ -152,6 +156,29 @@ class Agent:
             metrics, histograms = self._iterate((self.steps - since) / (total_steps - since))
             metrics |= self._evaluated()
             yield Iteration(self, self.iterations, self.steps, total_steps, metrics, histograms)
+
+    def settle(self) -> str:
+        """Settle what `auto` leaves open, for the rest of the configured steps; the configuration then says what it is.
+
+        Returns:
+            How gradient steps are run, and why, as a sentence.
+        """
+        choice = self._weigh_compiling(self.config.total_steps - self.steps)
+        runtime = dataclasses.replace(self.config.runtime, compile="on" if choice.compiled else "off")
+        self.config = dataclasses.replace(self.config, runtime=runtime)
+        self._config_text = to_yaml(self.config)
+        return f"Gradient steps are {'compiled' if choice.compiled else 'eager'}: {choice.reason}"
+
+    def _weigh_compiling(self, num_steps: int) -> Choice:
+        asked = self.config.runtime.compile
+        if asked != "auto":
+            return Choice(asked == "on", f"runtime.compile={asked}")
+        if self.learner.compiled is not None:
+            return Choice(True, "they were compiled before")
+        choice = choose(self.learner, self.parts, self.config, num_steps)
+        if choice.compiled:
+            self.learner.compile()
+        return choice
 
     def _evaluated(self) -> dict[str, float]:
         """What an evaluation says, where one is due; the best is kept in mind."""

@@ -77,7 +77,8 @@ def _what_runs(agent: Agent) -> str:
     return (
         f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
         f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
-        f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}"
+        f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}, gradient steps "
+        f"{'eager' if agent.learner.compiled is None else 'compiled'}"
     )
 
 

@@ -68,7 +68,8 @@ class CompiledStep:
         begin = time.perf_counter()
         graph = _compiled(self._step, self._dynamic)
         try:
-            with _traced_gradients():
+            with _traced_gradients(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch about its own ways of tracing
                 graph(*arguments)
         except Exception as error:
             # Nothing was moved: a graph runs as a whole or not at all. What the step itself raises, it raises here.
@@ -95,7 +96,11 @@ def _compiled(step: Step, dynamic: bool) -> Step:
     # A function of its own: graphs without guards are found by the code they were made of.
     function = getattr(step, "__func__", step)
     copy = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     own = types.MethodType(copy, step.__self__) if isinstance(step, types.MethodType) else copy
     options: dict[str, Any] = {"guard_filter_fn": _no_guards, "cpp_wrapper": True}

@@ -51,7 +51,6 @@ class Learner:
         objective: the policy's loss.
         config: epochs, minibatches, optimiser.
         generator: on the CPU, the minibatches' own random stream.
-        compiled: whether a step is run as one compiled graph.
 
     Raises:
         NotImplementedError: the family's distribution has no exact KL; its name is in the message.
@@ -64,7 +63,6 @@ class Learner:
         objective: Objective,
         config: TrainingConfig,
         generator: torch.Generator,
-        compiled: bool = False,
     ) -> None:
         self.policy, self.family, self.objective, self.config = policy, family, objective, config
         self._module = cast(nn.Module, policy)
@@ -87,8 +85,6 @@ class Learner:
         self._applied, self._skipped = flat.new_zeros(()), flat.new_zeros(())
         self.compiled: CompiledStep | None = None
         self._functional_gradient = False
-        if compiled:
-            self.compile()
 
     def compile(self) -> None:
         """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""

@@ -69,9 +69,10 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
     torch.set_num_threads(config.runtime.num_threads)
     agent = Agent(config)
     with closing(agent), stop_on_signals() as stop:
-        folder = run_folder.create(config)
+        settled = agent.settle()
+        folder = run_folder.create(agent.config)
         with run_folder.claimed(folder):
-            return _run(agent, folder, callbacks, quiet, stop)
+            return _run(agent, folder, callbacks, quiet, stop, settled=[settled])
 
 
 def resume(
@@ -165,6 +166,7 @@ def _run(
     quiet: bool,
     stop: StopRequest,
     part: _Part | None = None,
+    settled: Sequence[str] = (),
 ) -> RunResult:
     config = agent.config
     resumed_at, inexact = None if part is None else part.steps, _inexact(agent, part)
@@ -183,7 +185,7 @@ def _run(
                 inexact=inexact,
                 total_before=None if part is None else part.total_steps,
             )
-            console.say(*said)
+            console.say(*said, *settled)
             agent.best_return = best = _best_so_far(agent, folder)
             iterations = agent.iterations_until(config.total_steps)
             while taken := _next(iterations, stop):

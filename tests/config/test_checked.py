@@ -69,7 +69,7 @@ REFUSED = [
     (PolicyConfig, "log_std_init", 3.0),
     (RuntimeConfig, "device", "gpu"),
     (RuntimeConfig, "device", "cuda:x"),
-    (RuntimeConfig, "engine", "jit"),
+    (RuntimeConfig, "compile", "jit"),
 ]
 
 

@@ -1,0 +1,77 @@
+"""What `runtime.compile: auto` comes to: whether compiled gradient steps save more time than to compile them takes."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from ppo_kl.batch import Batch
+from ppo_kl.config import TrainConfig
+from ppo_kl.observations import Part, by_part
+from ppo_kl.training.engine import cannot_compile
+from ppo_kl.training.learner import Learner
+
+SECONDS, SECONDS_RECURRENT = 15.0, 90.0
+"""That compiling takes without what PyTorch keeps of it on disk; sequences are unrolled, step by step."""
+SAVED = 0.8
+"""Share of a step's overhead that a compiled one does not have."""
+WARM_UPS, TIMED = 2, 5
+
+
+class Choice(NamedTuple):
+    """How gradient steps are run, and why."""
+
+    compiled: bool
+    reason: str
+
+
+def choose(learner: Learner, parts: tuple[Part, ...], config: TrainConfig, num_steps: int) -> Choice:
+    """Weigh the overhead of all planned gradient steps, measured on this machine, against the time to compile.
+
+    Args:
+        learner: is left as it is.
+        parts: of the observation.
+        config: rollouts, minibatches, epochs; its `compile` is taken to be auto.
+        num_steps: environment steps that are still to be done.
+    """
+    reason = cannot_compile(learner.parameters.flat.device)
+    if reason is not None:
+        return Choice(False, reason)
+    planned = planned_gradient_steps(config, num_steps)
+    recurrent = bool(learner.policy.initial_state(1))
+    saved, needed = planned * SAVED * overhead(learner, parts), SECONDS_RECURRENT if recurrent else SECONDS
+    if saved > needed:
+        return Choice(True, f"saves about {saved:.0f} s in {planned:,} of them, and takes up to {needed:.0f} s")
+    return Choice(False, f"to compile takes up to {needed:.0f} s and would save {saved:.0f} s in {planned:,} of them")
+
+
+def planned_gradient_steps(config: TrainConfig, num_steps: int) -> int:
+    """Iterations · epochs · minibatches in `num_steps` environment steps."""
+    training, samples = config.training, config.env.num_envs * config.training.num_steps
+    return -(-num_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
+
+
+def overhead(learner: Learner, parts: tuple[Part, ...]) -> float:
+    """Seconds that an eager gradient step takes on next to no data, so beside its arithmetic; the fastest of a few."""
+    before, batch = learner.state_dict(), _one_row(learner, parts)
+    seconds = []
+    for _ in range(WARM_UPS + TIMED):
+        begin = time.perf_counter()
+        learner.step(batch)
+        seconds.append(time.perf_counter() - begin)
+    learner.load_state_dict(before)
+    return min(seconds[WARM_UPS:])
+
+
+@torch.no_grad()
+def _one_row(learner: Learner, parts: tuple[Part, ...]) -> Batch:
+    """A batch of one sample that says nothing."""
+    device, state = learner.parameters.flat.device, learner.policy.initial_state(1)
+    leading = (1, 1) if state else (1,)
+    obs = by_part(parts, lambda p: torch.zeros(*leading, *p.shape, dtype=getattr(torch, p.dtype), device=device))
+    params, value, _ = learner.policy(obs, state)
+    action, zero = learner.family.mode(params), torch.zeros(1, device=device)
+    logp = learner.family.build(params).log_prob(action)
+    return Batch(obs, action, logp, params, zero, value, value, zero == 0, state=state)

@@ -1,0 +1,331 @@
+"""Compiled gradient steps: whatever is trained, they compute what eager ones do."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from every_family import EVERY_FAMILY
+from learner_parts import FAMILIES, batch_of, make, seeded
+
+from ppo_kl.batch import Batch
+from ppo_kl.config.policy import PolicyConfig
+from ppo_kl.config.presets import PRESETS
+from ppo_kl.config.training import KL_STOPS, KLStop, TrainingConfig
+from ppo_kl.diagnostics.measure import measure
+from ppo_kl.errors import EngineWarning
+from ppo_kl.objectives import Objective
+from ppo_kl.observations import Part
+from ppo_kl.policies.actor_critic import ActorCritic
+from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.families import CategoricalFamily
+from ppo_kl.training import engine
+from ppo_kl.training.learner import Learner
+
+ITERATIONS = 20
+
+
+def traced(step, dynamic):
+    """The graph that would be compiled, run without a C++ compiler."""
+    return torch.compile(step, fullgraph=True, dynamic=dynamic or None, backend="aot_eager_decomp_partition")
+
+
+@pytest.fixture
+def graphs_only(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(engine, "_compiled", traced)
+
+
+def both_ways(build):
+    """The same learner twice, eager and compiled."""
+    eager, compiled = build(), build()
+    compiled.compile()
+    return eager, compiled
+
+
+def require_same(eager: Learner, compiled: Learner, batch_for=batch_of, iterations: int = ITERATIONS) -> None:
+    """From one gradient step to many iterations with λ adapted after each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EngineWarning)
+        # Adam's first moment after one step is a tenth of the gradient, clipped.
+        first, second = (learner.update(batch_for(learner), 0.0) for learner in (eager, compiled))
+        same_numbers(first, second, 1e-5)
+        torch.testing.assert_close(compiled.exp_avg, eager.exp_avg, rtol=1e-4, atol=1e-6)
+        paths = [[path_of(learner, batch_for) for _ in range(iterations)] for learner in (eager, compiled)]
+    for before, after in zip(*paths, strict=True):
+        assert before["penalty/lambda"] == after["penalty/lambda"]
+        same_numbers(before, after, 2e-3)
+    assert compiled.compiled.seconds > 0
+
+
+def path_of(learner: Learner, batch_for) -> dict[str, torch.Tensor]:
+    """An iteration of training, and what is said of it."""
+    batch = batch_for(learner)
+    said = learner.update(batch, 0.5)
+    measured = measure(learner.policy, learner.family, learner.objective, batch)
+    said |= measured | {"penalty/lambda": learner.objective.kl_lambda.clone()}
+    learner.objective.adapt_(measured["kl/controlled"])
+    return said
+
+
+def same_numbers(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for tag, value in first.items():
+        torch.testing.assert_close(second[tag], value, rtol=tolerance, atol=tolerance, msg=lambda m, t=tag: f"{t}: {m}")
+
+
+# --- everything that enters a step ------------------------------------------------------------------------------------
+
+
+SOON = {"clip", "kl_adaptive", "kl_hinge", "truly_ppo", "mdpo", "spo"}
+"""Presets of all kinds; the others are compiled in the slow tests."""
+
+
+@pytest.mark.usefixtures("graphs_only")
+@pytest.mark.parametrize("objective", [x if x in SOON else pytest.param(x, marks=pytest.mark.slow) for x in PRESETS])
+def test_every_objective_is_one_graph_that_equals_it(objective):
+    def build():
+        return make(objective=Objective(PRESETS[objective], num_action_dims=2), minibatch_size=4)
+
+    require_same(*both_ways(build))
+
+
+@pytest.mark.usefixtures("graphs_only")
+@pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
+def test_every_family_is_one_graph_that_equals_it(family):
+    require_same(*both_ways(lambda: make(family, "kl_clip", minibatch_size=4, ent_coef=0.01)))
+
+
+SETTINGS = {
+    "all of the loss": {"clip_grad": "apart", "advantage_norm": "minibatch", "value_clip": 0.2, "ent_coef": 0.01},
+    "no limit, own critic": {"max_grad_norm": None, "critic_lr": 5e-3, "lr_schedule": "linear"},
+    "lr by minibatch": {"lr_schedule": "kl_adaptive", "lr_kl_target": 1e-4},
+    "lr by epoch": {"lr_schedule": "kl_adaptive", "lr_kl_target": 1e-4, "lr_kl_cadence": "epoch"},
+    **{f"stop as {name}": {"kl_stop": stop} for name, stop in KL_STOPS.items() if name != "off"},
+    "actor stops": {"kl_stop": KLStop("before_step", "k3", threshold=1e-4, stops="actor")},
+}
+
+
+@pytest.mark.usefixtures("graphs_only")
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_of_an_update_goes_into_the_graph(settings):
+    require_same(*both_ways(lambda: make(objective="kl_adaptive", minibatch_size=4, **settings)))
+
+
+def with_invalid_rows(learner: Learner) -> Batch:
+    batch = batch_of(learner)
+    valid = torch.arange(10) % 4 != 1  # 7 of 10
+    return batch._replace(valid=valid, adv=torch.where(valid, batch.adv, torch.nan))
+
+
+def with_masks(learner: Learner) -> Batch:
+    batch = batch_of(learner)
+    mask = torch.rand(10, 4, generator=seeded(5)) < 0.7
+    return batch._replace(action_mask=mask.scatter(1, batch.action[:, None], True))
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_rows_that_are_no_transitions_and_masks_go_into_the_graph():
+    family = FAMILIES["categorical"]
+    for batch_for in (with_invalid_rows, with_masks):
+        require_same(*both_ways(lambda: make(family, "kl_clip", minibatch_size=4)), batch_for)
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_how_many_rows_count_does_not_ask_for_another_graph():
+    learner = make(FAMILIES["categorical"], minibatch_size=4)
+    learner.compile()
+    batch = batch_of(learner)
+    for count in (9, 7, 5, 3, 2):
+        learner.update(batch._replace(valid=torch.arange(10) < count), 0.0)
+    assert len(learner.compiled._graphs) == 1
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_step_that_is_not_finite_leaves_the_weights_in_the_graph_too():
+    learner = make(objective="kl_adaptive", minibatch_size=4)
+    learner.compile()
+    batch = batch_of(learner)
+    before = learner.parameters.flat.detach().clone()
+    said = learner.update(batch._replace(ret=torch.full((10,), torch.nan)), 0.0)
+    assert torch.equal(learner.parameters.flat.detach(), before)
+    assert said["optim/skipped"] == 12  # 3 minibatches, 4 epochs
+    assert learner.update(batch, 0.0)["optim/skipped"] == 0
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_setting_that_is_changed_by_hand_is_not_in_an_old_graph():
+    learner, eager = make(objective="clip"), make(objective="clip")
+    learner.compile()
+    for each in (learner, eager):
+        batch = batch_of(each)
+        each.update(batch, 0.0)
+        each.objective.set_clip_eps_(1e-3)
+        each.update(batch, 0.0)
+    torch.testing.assert_close(learner.parameters.flat, eager.parameters.flat, rtol=0, atol=1e-6)
+
+
+# --- worlds -----------------------------------------------------------------------------------------------------------
+
+
+def sequences_of(learner: Learner, S: int = 3, L: int = 2) -> Batch:
+    """S sequences of L steps, π_old that of now; the last step of one does not count."""
+    generator, state = seeded(3), learner.policy.initial_state(S)
+    obs = torch.randn(S, L, 3, generator=generator)
+    with torch.no_grad():
+        params, value, _ = learner.policy(obs, state)
+        action = learner.family.sample(params, generator)
+        logp = learner.family.build(params).log_prob(action)
+    adv = torch.randn(S * L, generator=generator)
+    return Batch(obs, action, logp, params, adv, value + adv, value, torch.arange(S * L) != 3, state=state)
+
+
+def recurrent(memory: str) -> Learner:
+    family, config = GaussianFamily((-1.0,), (1.0,), (1,)), PolicyConfig((4,), memory=memory, memory_size=3)
+    policy = ActorCritic((Part((), "vector", (3,)),), family, config, seeded())
+    training = TrainingConfig(num_epochs=2, minibatch_size=4, lr=1e-3)
+    return Learner(policy, family, Objective(PRESETS["clip"]), training, seeded(2))
+
+
+@pytest.mark.usefixtures("graphs_only")
+@pytest.mark.parametrize("memory", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
+def test_any_number_of_sequences_goes_into_one_graph(memory):
+    eager, compiled = both_ways(lambda: recurrent(memory))
+    for S in (4, 7):
+        require_same(eager, compiled, lambda learner, S=S: sequences_of(learner, S), iterations=1)
+    assert len(compiled.compiled._graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graphs_only")
+def test_sequences_of_another_length_are_another_graph_and_not_a_wrong_answer():
+    eager, compiled = both_ways(lambda: recurrent("gru"))
+    for L in (2, 3):
+        require_same(eager, compiled, lambda learner, L=L: sequences_of(learner, 4, L), iterations=1)
+    assert len(compiled.compiled._graphs) == 2
+
+
+MIXED = (
+    Part(("cam",), "image", (16, 16, 3), "uint8", scale=255.0),
+    Part(("room",), "index", (), "int64", (4,), (0,)),
+    Part(("pos",), "vector", (2,)),
+)
+
+
+def mixed_batch_of(learner: Learner) -> Batch:
+    generator = seeded(3)
+    obs = {
+        "cam": torch.randint(0, 256, (10, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        "room": torch.randint(0, 4, (10,), generator=generator),
+        "pos": torch.randn(10, 2, generator=generator),
+    }
+    with torch.no_grad():
+        params, value, _ = learner.policy(obs)
+        action = learner.family.sample(params, generator)
+        logp = learner.family.build(params).log_prob(action)
+    adv = torch.randn(10, generator=generator)
+    return Batch(obs, action, logp, params, adv, value + adv, value, torch.ones(10, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("graphs_only")
+@pytest.mark.parametrize("trunk", ["shared", "separate"])
+def test_images_indices_and_vectors_go_into_the_graph(trunk):
+    def build():
+        config = PolicyConfig(hidden_sizes=(4,), trunk=trunk, image_encoder="impala", activation="relu")
+        policy = ActorCritic(MIXED, CategoricalFamily(3), config, seeded())
+        training = TrainingConfig(num_epochs=2, minibatch_size=5, lr=1e-3)
+        return Learner(policy, CategoricalFamily(3), Objective(PRESETS["kl_fixed"]), training, seeded(2))
+
+    require_same(*both_ways(build), mixed_batch_of, iterations=2)
+
+
+# --- the compiler itself ----------------------------------------------------------------------------------------------
+
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+COMPILED = {"kl_adaptive": "gaussian", "clip": "categorical"}
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(("objective", "family"), COMPILED.items(), ids=COMPILED)
+def test_what_the_compiler_makes_of_the_graph_equals_it(objective, family):
+    require_same(*both_ways(lambda: make(FAMILIES[family], objective, minibatch_size=4)))
+
+
+@needs_a_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", PRESETS)
+@pytest.mark.parametrize("family", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
+def test_what_the_compiler_makes_of_any_graph_equals_it(objective, family):
+    def build():
+        return make(family, Objective(PRESETS[objective], num_action_dims=2), minibatch_size=4, ent_coef=0.01)
+
+    require_same(*both_ways(build))
+
+
+@needs_a_compiler
+def test_two_learners_do_not_take_each_others_graphs():
+    # Graphs without guards are found by the code they were made of, which both share.
+    learners = [make(objective="kl_fixed", minibatch_size=4) for _ in range(2)]
+    for learner in learners:
+        learner.compile()
+    batch = batch_of(learners[0])
+    learners[0].update(batch, 0.0)
+    before = learners[0].parameters.flat.detach().clone()
+    learners[1].update(batch, 0.0)
+    assert torch.equal(learners[0].parameters.flat.detach(), before)
+    assert torch.equal(learners[1].parameters.flat.detach(), before)
+
+
+@needs_a_compiler
+def test_gradients_can_be_taken_by_torch_func_where_autograd_cannot_be_traced(monkeypatch):
+    monkeypatch.setattr("ppo_kl.training.learner.gradients_are_traced", lambda: False)
+    require_same(*both_ways(lambda: make(objective="kl_adaptive", minibatch_size=4)), iterations=2)
+
+
+# --- where it cannot be -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatch):
+    def broken(step, dynamic):
+        def run(*arguments):
+            raise RuntimeError("no such compiler\nand a long traceback")
+
+        return run
+
+    monkeypatch.setattr(engine, "_compiled", broken)
+    eager, compiled = both_ways(lambda: make(objective="kl_adaptive", minibatch_size=4))
+    with pytest.warns(EngineWarning, match=r"runtime\.compile.*RuntimeError: no such compiler; ") as caught:
+        compiled.update(batch_of(compiled), 0.0)
+    assert len(caught) == 1
+    eager.update(batch_of(eager), 0.0)
+    assert torch.equal(compiled.parameters.flat, eager.parameters.flat)
+
+
+def test_what_the_step_itself_raises_is_raised(monkeypatch):
+    def broken(step, dynamic):
+        def run(*arguments):
+            raise RuntimeError("Dynamo says something about it")
+
+        return run
+
+    monkeypatch.setattr(engine, "_compiled", broken)
+    learner = make(objective="clip")
+    learner.compile()
+    with pytest.raises(ValueError, match="one common shape"):
+        learner.update(batch_of(learner)._replace(logp_old=torch.zeros(10, 1)), 0.0)
+
+
+def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
+    graphs = []
+    monkeypatch.setattr(engine, "_compiled", lambda step, dynamic: graphs.append(step) or step)
+    learner = make(objective="clip", minibatch_size=64)
+    learner.compile()
+    for n in range(2, 20):
+        learner.update(batch_of(learner, n), 0.0)
+    assert len(graphs) == engine.MAX_GRAPHS
+
+
+def test_without_a_compiler_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "no C++ compiler" in engine.cannot_compile(torch.device("cpu"))
+    assert engine.cannot_compile(torch.device("cuda")) is None
