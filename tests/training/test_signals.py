@@ -60,7 +60,8 @@ def before_call(monkeypatch: Any, owner: Any, name: str, n: int, act: Callable[[
 def test_in_a_rollout_or_an_update_it_stops_at_the_last_iteration_and_goes_on_as_if_nothing_had_been(
     tmp_path, monkeypatch, vectorization, owner, name, n
 ):
-    run = config(tmp_path, iterations=3, env__vectorization=vectorization)
+    # Not auto, which makes steps of its own to measure what they cost.
+    run = config(tmp_path, iterations=3, env__vectorization=vectorization, runtime__compile="off")
     with monkeypatch.context() as patch:
         before_call(patch, owner, name, n, send)
         stopped = train(run, quiet=True)
