@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -110,6 +111,17 @@ def test_the_meter_counts_what_comes_after_the_warm_up():
     assert row["us_per_env_step"] == 37_500  # 0.75 s / 20
     assert row["update_s"] is None
     assert row["rest_s"] == pytest.approx(row["wall_s"] - 0.75, abs=1e-3)  # gae is part of the rollout
+
+
+def test_phases_that_a_library_runs_inside_are_counted_while_they_are_timed():
+    meter = Meter(iterations=1, warmup=1)
+    for _ in range(3):  # one before, one after what is timed
+        with meter.phase("update"):
+            time.sleep(0.01)
+        meter.end_iteration(10, 4)
+    row = meter.result("mine", "A")
+    assert 0.01 <= row["update_s"] <= row["wall_s"]
+    assert row["us_per_grad_step"] == pytest.approx(1e6 * row["update_s"] / 4, rel=0.01)
 
 
 def test_a_meter_that_saw_too_few_iterations_has_no_result():

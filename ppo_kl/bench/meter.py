@@ -7,7 +7,8 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,16 @@ class Meter:
 
     def _begin(self) -> None:
         """What is timed begins here."""
-        self.watch = Stopwatch()
         self._wall, self._cpu = time.perf_counter(), cpu_seconds()
         self._phases: dict[str, Seconds] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What runs inside is part of the phase `name` of this iteration."""
+        watch = Stopwatch()
+        yield
+        watch.lap(name)
+        self._add(watch.seconds)
 
     def end_iteration(self, steps: int, grad_steps: int, phases: Mapping[str, Seconds] | None = None) -> None:
         """An iteration is over.
@@ -46,24 +54,22 @@ class Meter:
         Args:
             steps: environment steps made in it, rows that are no transitions not counted.
             grad_steps: made in it.
-            phases: what its phases took; none: the laps of `watch`.
+            phases: what its phases took, beside those that ran inside `phase`.
         """
+        self._add(phases or {})
         self.done += 1
-        if self.done > self.total_iterations:
-            return
-        if self.done > self.warmup:
-            self.steps += steps
-            self.grad_steps += grad_steps
-            self._add(phases or {})
         if self.done == self.warmup:
             self._begin()
+        elif self.warmup < self.done <= self.total_iterations:
+            self.steps += steps
+            self.grad_steps += grad_steps
         if self.done == self.total_iterations:
             self._wall, self._cpu = time.perf_counter() - self._wall, cpu_seconds() - self._cpu
-            self._add(self.watch.seconds)
             self.setup = time.perf_counter() - self._wall - self._made
 
     def _add(self, phases: Mapping[str, Seconds]) -> None:
-        for name, more in phases.items():
+        """Count them in, but for what a library does after the last timed iteration."""
+        for name, more in phases.items() if self.done < self.total_iterations else ():
             before = self._phases.get(name, Seconds(0.0, 0.0))
             self._phases[name] = Seconds(before.wall + more.wall, before.cpu + more.cpu)
 
