@@ -29,6 +29,19 @@ def modules_in(config: TrainConfig) -> list[str]:
     return [module for name in names if (module := module_of(name)) is not None]
 
 
+def import_modules_in(config: TrainConfig, saved: TrainConfig | None = None) -> None:
+    """Import what a user's configuration names, but for what comes with the settings of a saved run that it began from.
+
+    Args:
+        config: the whole configuration.
+        saved: the saved run's; none: it began from none.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    import_modules(set(modules_in(config)) - set(modules_in(saved) if saved is not None else ()), "module")
+
+
 def import_modules(modules: Iterable[str], asked: str) -> None:
     """Import modules that a user named, from the working folder too, as `python -m` would.
 

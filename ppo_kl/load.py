@@ -22,7 +22,7 @@ from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.config.unknown import whose
 from ppo_kl.errors import ConfigError
-from ppo_kl.imports import import_modules, modules_in
+from ppo_kl.imports import import_modules_in
 
 _HERE = Path(__file__).parent
 SHIPPED = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir())
@@ -93,7 +93,7 @@ def load_config(
     if isinstance(objective, ObjectiveConfig):
         loaded = dataclasses.replace(loaded, objective=objective)
     overridden: TrainConfig = _override(loaded, overrides or {})
-    import_modules(set(modules_in(overridden)) - set(modules_in(base) if base is not None else ()), "module")
+    import_modules_in(overridden, base)
     return overridden
 
 
@@ -138,7 +138,14 @@ def to_dict(config: Settings) -> dict[str, Any]:
     return kind | {key: _plain(value) for key, value in values.items()}
 
 
-def flat(config: Settings) -> dict[str, Any]:
+def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that are not the same in both: dotted key -> its value in each; None where one has no such key."""
+    ours, theirs = _flat(one), _flat(other)
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in ours | theirs}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(config: Settings) -> dict[str, Any]:
     """The configuration as dotted key -> value."""
     found: dict[str, Any] = {}
     left: list[tuple[str, Any]] = [("", to_dict(config))]

@@ -10,20 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from ppo_kl.cli import main
+from command_line import run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--total-steps", "256", "--training.num-epochs", "1"]
-
-
-def run(capsys, *arguments):
-    try:
-        status = main([str(a) for a in arguments])
-    except SystemExit as ended:
-        status = ended.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture(autouse=True)

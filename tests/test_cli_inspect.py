@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from command_line import run
 
-from ppo_kl.cli import main
 from ppo_kl.load import load_config
 from ppo_kl.training.trainer import train
 
@@ -20,17 +20,8 @@ def runs(tmp_path_factory):
     return folder / "CartPole-v1"
 
 
-def run(capsys, *arguments):
-    try:
-        status = main(["inspect", *map(str, arguments)])
-    except SystemExit as ended:
-        status = ended.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 def test_a_run_is_told(capsys, runs):
-    status, out, err = run(capsys, runs / "kl_adaptive/seed0")
+    status, out, err = run(capsys, "inspect", runs / "kl_adaptive/seed0")
     assert (status, err) == (0, "")
     assert out.startswith("CartPole-v1 · kl_adaptive · seed 0\nfinished, 1,024 steps in 4 updates\n")
     assert "╌ target band" in out
@@ -38,20 +29,20 @@ def test_a_run_is_told(capsys, runs):
 
 
 def test_event_files_alone_tell_the_same(capsys, runs, tmp_path):
-    _, told, _ = run(capsys, runs / "kl_adaptive/seed0")
+    _, told, _ = run(capsys, "inspect", runs / "kl_adaptive/seed0")
     alone = tmp_path / "CartPole-v1/kl_adaptive/seed0"
     alone.mkdir(parents=True)
     for path in (runs / "kl_adaptive/seed0").iterdir():
         if path.is_file() and path.name != "metrics.jsonl":
             (alone / path.name).write_bytes(path.read_bytes())
-    status, again, _ = run(capsys, alone)
+    status, again, _ = run(capsys, "inspect", alone)
     assert status == 0
     assert again.splitlines()[3:] == told.splitlines()[3:]  # all but the folder's name
 
 
 def test_several_runs_are_compared_and_drawn_and_none_is_counted_twice(capsys, runs, tmp_path):
     picture = tmp_path / "both.png"
-    status, out, err = run(capsys, runs, runs / "clip/seed0", "--png", picture)
+    status, out, err = run(capsys, "inspect", runs, runs / "clip/seed0", "--png", picture)
     assert (status, err) == (0, "")
     assert out.startswith("CartPole-v1: 2 runs\n")
     assert out.endswith(f"Drawn: {picture}\n")
@@ -67,16 +58,16 @@ def test_a_run_without_an_iteration_is_named_and_the_others_are_told(capsys, run
     empty = tmp_path / "CartPole-v1/clip/seed1"
     empty.mkdir()
     (empty / "metrics.jsonl").touch()
-    status, out, _ = run(capsys, tmp_path)
+    status, out, _ = run(capsys, "inspect", tmp_path)
     assert status == 0
     assert out.endswith(f"No iteration yet in {empty}\n")
     assert "clip seed 0-2: " in out  # not the same name twice
-    assert run(capsys, empty)[0] == 2
+    assert run(capsys, "inspect", empty)[0] == 2
 
 
 def test_a_run_is_drawn(capsys, runs, tmp_path):
     picture = tmp_path / "kl_story.png"
-    assert run(capsys, runs / "clip/seed0", "--png", picture)[0] == 0
+    assert run(capsys, "inspect", runs / "clip/seed0", "--png", picture)[0] == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -90,7 +81,7 @@ def test_a_run_is_drawn(capsys, runs, tmp_path):
 )
 def test_a_wrong_command_is_refused_with_what_to_do(capsys, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(capsys, *arguments)
+    status, _, err = run(capsys, "inspect", *arguments)
     assert status == 2
     for part in parts:
         assert part in err
@@ -98,7 +89,7 @@ def test_a_wrong_command_is_refused_with_what_to_do(capsys, tmp_path, monkeypatc
 
 def test_without_matplotlib_it_says_what_to_install(capsys, runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "ppo_kl.diagnostics.plot", None)
-    status, _, err = run(capsys, runs, "--png", "x.png")
+    status, _, err = run(capsys, "inspect", runs, "--png", "x.png")
     assert status == 2
     assert '--png: needs what the extra [report] installs: pip install "ppo-kl[report]"' in err
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from learner_parts import batch_of, make
 
-from ppo_kl.cli import main
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.training import KLStop
 from ppo_kl.errors import ConfigError
@@ -26,21 +26,12 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
 
 
-def run(capsys, *arguments):
-    try:
-        status = main(["train", *map(str, arguments)])
-    except SystemExit as ended:
-        status = ended.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 # --- total_steps ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", ["0", "-1"])
 def test_no_steps_are_no_run(capsys, steps):
-    status, _, err = run(capsys, f"--total-steps={steps}")
+    status, _, err = run(capsys, "train", f"--total-steps={steps}")
     assert status == 2
     assert f"total_steps={steps}: allowed: >= 1" in err
     assert not list(Path().iterdir())
@@ -48,7 +39,7 @@ def test_no_steps_are_no_run(capsys, steps):
 
 @pytest.mark.parametrize(("asked", "done"), [(1, ROLLOUT), (ROLLOUT, ROLLOUT), (ROLLOUT + 1, 2 * ROLLOUT)])
 def test_the_last_rollout_is_completed_and_the_steps_that_are_said_are_those_that_were_made(capsys, asked, done):
-    status, out, _ = run(capsys, "--total-steps", asked, *SMALL)
+    status, out, _ = run(capsys, "train", "--total-steps", asked, *SMALL)
     assert status == 0
     folder = Path("runs/CartPole-v1/kl_adaptive/seed0")
     rows = (folder / "metrics.jsonl").read_text().splitlines()
@@ -62,9 +53,9 @@ def test_the_last_rollout_is_completed_and_the_steps_that_are_said_are_those_tha
 
 
 def test_a_minibatch_larger_than_the_rollout_is_the_rollout_and_the_first_lines_say_so(capsys):
-    _, out, _ = run(capsys, "--total-steps", "1", *SMALL, "--training.minibatch-size", ROLLOUT + 1)
+    _, out, _ = run(capsys, "train", "--total-steps", "1", *SMALL, "--training.minibatch-size", ROLLOUT + 1)
     assert f"{ROLLOUT} samples an update in one minibatch, not of {ROLLOUT + 1}," in out
-    _, out, _ = run(capsys, "--total-steps", "1", *SMALL, "--training.minibatch-size", ROLLOUT)
+    _, out, _ = run(capsys, "train", "--total-steps", "1", *SMALL, "--training.minibatch-size", ROLLOUT)
     assert f"{ROLLOUT} samples an update, on" in out
 
 
@@ -85,10 +76,10 @@ def test_a_remainder_of_one_sample_and_minibatches_of_one_stay_finite(rows, size
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_only_auto_falls_back_and_says_to_what(capsys):
-    status, _, err = run(capsys, "--runtime.device", "cuda", *SMALL)
+    status, _, err = run(capsys, "train", "--runtime.device", "cuda", *SMALL)
     assert (status, "CUDA" in err) == (2, True)
     assert not list(Path().iterdir())
-    status, out, _ = run(capsys, "--runtime.device", "auto", "--total-steps", "1", *SMALL)
+    status, out, _ = run(capsys, "train", "--runtime.device", "auto", "--total-steps", "1", *SMALL)
     assert (status, ", on cpu, " in out) == (0, True)
     assert "device: cpu\n" in Path("runs/CartPole-v1/kl_adaptive/seed0/config.yaml").read_text()
 
@@ -103,7 +94,7 @@ def test_only_auto_falls_back_and_says_to_what(capsys):
     ],
 )
 def test_an_environment_that_cannot_be_found_is_named_with_the_reason(capsys, env, parts):
-    status, _, err = run(capsys, "--env", env)
+    status, _, err = run(capsys, "train", "--env", env)
     assert status == 2
     for part in parts:
         assert part in err
@@ -115,25 +106,25 @@ def test_an_environment_that_cannot_be_found_is_named_with_the_reason(capsys, en
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_that_is_none_is_refused(capsys, seed):
-    status, _, err = run(capsys, f"--seed={seed}")
+    status, _, err = run(capsys, "train", f"--seed={seed}")
     assert status == 2
     assert f"seed={seed}: allowed: >= 0 and < 18446744073709551616" in err
     assert not list(Path().iterdir())
 
 
 def test_the_largest_seed_runs(capsys):
-    status, out, _ = run(capsys, "--seed", 2**64 - 1, "--total-steps", "1", *SMALL)
+    status, out, _ = run(capsys, "train", "--seed", 2**64 - 1, "--total-steps", "1", *SMALL)
     assert (status, f"seed {2**64 - 1}," in out) == (0, True)
 
 
 def test_a_seed_of_none_is_drawn_said_saved_and_reproducible(capsys):
     Path("f.yaml").write_text("seed: none\n")
-    status, out, _ = run(capsys, "--config", "f.yaml", "--total-steps", "1", *SMALL)
+    status, out, _ = run(capsys, "train", "--config", "f.yaml", "--total-steps", "1", *SMALL)
     assert status == 0
     (seed,) = re.findall(r"seed (\d+),", out)
     folder = Path(f"runs/CartPole-v1/kl_adaptive/seed{seed}")
     assert f"seed: {seed}\n" in (folder / "config.yaml").read_text()
-    assert run(capsys, "--config", folder / "config.yaml", "--quiet")[0] == 0
+    assert run(capsys, "train", "--config", folder / "config.yaml", "--quiet")[0] == 0
     again = folder.with_name(f"seed{seed}-2")
 
     def learned(folder):
@@ -153,7 +144,7 @@ def test_a_seed_is_drawn_once_and_for_each_configuration_anew():
 
 
 def test_a_seed_of_none_on_the_command_line(capsys):
-    _, out, _ = run(capsys, "--seed", "None", "--total-steps", "1", *SMALL)
+    _, out, _ = run(capsys, "train", "--seed", "None", "--total-steps", "1", *SMALL)
     assert "seed 0," not in out
     assert re.search(r"seed \d+,", out)
 
@@ -174,14 +165,14 @@ def test_what_every_shipped_file_comes_to_reloads_byte_for_byte(path):
 
 def test_a_file_against_an_option_the_option_wins_and_the_run_says_the_same_again(capsys):
     Path("f.yaml").write_text("total_steps: 10\ntraining: {gamma: 0.5}\nobjective: {name: mine}\n")
-    refused = run(capsys, "--config", "f.yaml", "--objective", "kl_pi", "--training.gamma", "2")
+    refused = run(capsys, "train", "--config", "f.yaml", "--objective", "kl_pi", "--training.gamma", "2")
     assert (refused[0], "gamma=2" in refused[2]) == (2, True)
     options = ["--config", "f.yaml", "--objective", "kl_pi", "--training.gamma", "0.75", *SMALL, "--quiet"]
-    assert run(capsys, *options)[0] == 0
+    assert run(capsys, "train", *options)[0] == 0
     saved = Path("runs/CartPole-v1/kl_pi/seed0/config.yaml")
     assert "gamma: 0.75\n" in saved.read_text()
     assert from_yaml(saved.read_text(), "saved").total_steps == 10
-    assert run(capsys, "--config", saved, "--quiet")[0] == 0
+    assert run(capsys, "train", "--config", saved, "--quiet")[0] == 0
     assert saved.parent.with_name("seed0-2").joinpath("config.yaml").read_bytes() == saved.read_bytes()
 
 

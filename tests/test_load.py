@@ -14,7 +14,7 @@ from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ForwardKL, Obje
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import SHIPPED, from_yaml, load_config, to_dict, to_yaml, value_of
+from ppo_kl.load import SHIPPED, differing, from_yaml, load_config, to_dict, to_yaml, value_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -257,3 +257,16 @@ def test_a_value_on_the_command_line_is_what_it_looks_like(text, value):
     found = value_of(text)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_settings_that_differ_are_named_with_both_values_and_none_where_one_has_no_such_setting():
+    clip, spo = (load_config(objective=name, overrides={"seed": seed}) for name, seed in (("clip", 0), ("spo", 1)))
+    wrapped = dataclasses.replace(clip, env=dataclasses.replace(clip.env, kwargs={"depth": 3}))
+    assert differing(clip, spo) == {
+        "seed": (0, 1),
+        "objective.name": ("clip", "spo"),
+        "objective.surrogate.kind": ("clip", "spo"),
+        "objective.surrogate.clip_eps_schedule": ("constant", None),
+    }
+    assert differing(clip, wrapped) == {"env.kwargs": ({}, None), "env.kwargs.depth": (None, 3)}
+    assert differing(clip, clip) == {}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_its_settings_are_options_like_any_other(folder):
     wrong = ppo_kl(folder, *start, "--objective.surrogate.power", "-1")
     assert wrong.returncode == 2
     assert "power" in wrong.stderr
+
+
+def test_inspect_tells_its_runs_apart_by_their_settings_where_it_is_given(folder):
+    trained = ppo_kl(folder, "train", "--plugin", "my_module", "--objective", "mine", *SMALL)
+    assert trained.returncode == 0, trained.stderr
+    runs = folder / "runs/CartPole-v1/mine"
+    other = shutil.copytree(runs / "seed0", runs / "seed1") / "config.yaml"
+    other.write_text(other.read_text().replace("seed: 0", "seed: 1").replace("power: 2.0", "power: 3.0"))
+    told, alone = ppo_kl(folder, "inspect", "--plugin", "my_module", "runs"), ppo_kl(folder, "inspect", "runs")
+    assert (told.returncode, alone.returncode) == (0, 0), told.stderr + alone.stderr
+    assert "mine [power 3.0]" in told.stdout
+    assert "power" not in alone.stdout
 
 
 def test_without_the_plugin_the_name_and_the_kind_are_unknown_and_the_error_says_how(folder):

@@ -14,19 +14,27 @@ from ppo_kl.diagnostics.story import Story, tell
 from ppo_kl.diagnostics.terminal import show, show_several
 from ppo_kl.diagnostics.told_apart import told_apart
 from ppo_kl.errors import ConfigError, needs_extra
+from ppo_kl.imports import import_modules
 
 
-def inspect(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, png: Path | None = None) -> int:
+def inspect(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    png: Path | None = None,
+    plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+) -> int:
     """Tell the KL story of a run, or compare several: in the terminal, and as a picture.
 
     Args:
         runs: run folders, or folders that hold runs.
         png: draw it into this file too, as kl_story.png (or .svg, .pdf).
+        plugin: a module to import first, once or more, for runs whose objective is not one of ours.
     """
     if not runs:
         raise ConfigError(
             "no RUN given; name run folders, as runs/ENV/OBJECTIVE/seed0, or one that holds runs, as runs"
         )
+    import_modules(plugin, "--plugin")
     save = None if png is None else _save()
     folders = dict.fromkeys(folder for named in runs for folder in find_runs(named))
     console = Console(highlight=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_kl.config.presets import PUBLISHED, said_of
-from ppo_kl.diagnostics.history import METRICS, config_of, runs_below, state_of
-from ppo_kl.diagnostics.rows import number_in, row_in
+from ppo_kl.diagnostics.history import config_of, runs_below, state_of
+from ppo_kl.diagnostics.rows import METRICS, number_in, row_in
 from ppo_kl.load import load_config, shipped
 
 RUN_COLUMNS = ("run", "state", "steps", "return", "last KL")
@@ -95,18 +95,14 @@ def _number(value: Any, form: str) -> str:
 
 def _last_row(path: Path) -> dict[str, Any]:
     """The last whole row of a metrics file; nothing where there is none."""
-    return next(_rows_from_the_end(path), {})
-
-
-def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))
             lines = file.read().splitlines()
     except OSError:
-        return
-    yield from (row for line in reversed(lines) if (row := row_in(line)) is not None)
+        return {}
+    return next((row for line in reversed(lines) if (row := row_in(line)) is not None), {})
 
 
 def main(arguments: list[str]) -> int:

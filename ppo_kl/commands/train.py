@@ -15,7 +15,7 @@ from ppo_kl.config import RuntimeConfig, TrainConfig
 from ppo_kl.config.objective import ObjectiveConfig
 from ppo_kl.config.unknown import kinds_with, whose
 from ppo_kl.errors import ConfigError
-from ppo_kl.imports import import_modules, modules_in
+from ppo_kl.imports import import_modules, import_modules_in
 from ppo_kl.load import NULL, from_yaml, load_config, value_of
 
 TRAIN_HELP = """\
@@ -55,24 +55,7 @@ def main(arguments: list[str]) -> int:
     chosen, rest = _chooser().parse_known_args(arguments)
     import_modules(chosen.plugin, "--plugin")
     if chosen.resume is not None:
-        named = [name.replace("_", "-") for name in (*LAYERS, "init_from") if getattr(chosen, name) is not None]
-        named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
-        steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
-        steps.add_argument("--total-steps", type=int)
-        steps.add_argument("--runtime.device", dest="device")
-        extended, rest = steps.parse_known_args([_without_exponent(argument) for argument in rest])
-        if rest or named:
-            other = rest[0] if rest else f"--{named[0]}"
-            print(
-                "ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps and "
-                f"--runtime.device; {other} has no place",
-                file=sys.stderr,
-            )
-            return 2
-        from ppo_kl.training.trainer import resume
-
-        done = resume(chosen.resume, total_steps=extended.total_steps, device=extended.device, quiet=chosen.quiet)
-        return done.exit_status
+        return _resume(chosen, rest)
     layers = {name: getattr(chosen, name) for name in LAYERS}
     kinds = {part: kind for part in PARTS if (kind := getattr(chosen, part)) is not None}
     entries, rest = _entries(rest)
@@ -85,11 +68,32 @@ def main(arguments: list[str]) -> int:
     config = load_config(**layers, kinds=kinds, overrides=entries, base=base)
     _refuse_of_other_parts(rest, config.objective)
     config = tyro.cli(TrainConfig, default=config, args=rest, prog="ppo-kl train", description=TRAIN_HELP)
-    # What a saved run names is imported by --plugin alone.
-    import_modules(set(modules_in(config)) - set(modules_in(base) if base is not None else ()), "module")
+    import_modules_in(config, base)  # what the saved run names is imported by --plugin alone
     from ppo_kl.training.trainer import train
 
     return train(config, quiet=chosen.quiet).exit_status
+
+
+def _resume(chosen: argparse.Namespace, rest: list[str]) -> int:
+    """Go on with a run; of its settings, only how long and where it trains may be other ones."""
+    named = [name.replace("_", "-") for name in (*LAYERS, "init_from") if getattr(chosen, name) is not None]
+    named += [f"objective.{part}.kind" for part in PARTS if getattr(chosen, part) is not None]
+    steps = argparse.ArgumentParser(prog="ppo-kl train --resume RUN", add_help=False, allow_abbrev=False)
+    steps.add_argument("--total-steps", type=int)
+    steps.add_argument("--runtime.device", dest="device")
+    extended, rest = steps.parse_known_args([_without_exponent(argument) for argument in rest])
+    if rest or named:
+        other = rest[0] if rest else f"--{named[0]}"
+        print(
+            "ppo-kl: error: --resume goes on with the run's own settings, but for --total-steps and "
+            f"--runtime.device; {other} has no place",
+            file=sys.stderr,
+        )
+        return 2
+    from ppo_kl.training.trainer import resume
+
+    done = resume(chosen.resume, total_steps=extended.total_steps, device=extended.device, quiet=chosen.quiet)
+    return done.exit_status
 
 
 def _chooser() -> argparse.ArgumentParser:

@@ -63,10 +63,11 @@ class TrainingConsole:
         except OSError:
             self.console.on_broken_pipe()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+    def say(self, *lines: str) -> None:
+        """Lines of their own, above the bar."""
         try:
-            self.console.print(text, markup=False)
+            for line in lines:
+                self.console.print(line, markup=False)
         except OSError:  # the terminal is gone
             self.console.on_broken_pipe()
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.event_file import Points, read_scalars
-from ppo_kl.diagnostics.rows import number_in, rows_of
+from ppo_kl.diagnostics.rows import METRICS, number_in, rows_of
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import read_config
 
-METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
+EVENTS = "events.out.tfevents.*"
 
 Column = NDArray[np.float64]
 

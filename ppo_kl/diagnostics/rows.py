@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+METRICS = "metrics.jsonl"
+"""The file's name in a run's folder."""
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -33,3 +37,8 @@ def number_in(value: Any) -> float:
         return float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:
         return math.nan
+
+
+def finite_in(rows: Iterable[dict[str, Any]], tag: str) -> list[float]:
+    """The tag's finite numbers, of the rows that have one."""
+    return [number for row in rows if math.isfinite(number := number_in(row.get(tag)))]

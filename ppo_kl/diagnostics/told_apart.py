@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.history import Run
-from ppo_kl.load import flat
+from ppo_kl.load import differing
 
 ASIDE = frozenset({"seed", "runs_dir", "objective.name"})
 """Settings by which runs may differ and still be of one kind; so may where and how they ran, and what was watched."""
@@ -20,21 +21,20 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     The first kind keeps the plain name; the others say in what they differ from it. Runs without a readable
     configuration keep theirs.
     """
-    first: dict[tuple[str, str], dict[str, object]] = {}
+    first: dict[tuple[str, str], TrainConfig] = {}
     named = []
     for run in runs:
         if run.config is None:
             named.append(run)
             continue
-        settings = {k: v for k, v in flat(run.config).items() if k not in ASIDE and not k.startswith(ASIDE_GROUPS)}
-        base = first.setdefault((run.env, run.objective), settings)
-        differing = [key for key in base | settings if base.get(key) != settings.get(key)]
-        named.append(run._replace(objective=run.objective + _in_words(differing, settings)))
+        changes = differing(first.setdefault((run.env, run.objective), run.config), run.config)
+        own = {k: v for k, (_, v) in changes.items() if k not in ASIDE and not k.startswith(ASIDE_GROUPS)}
+        named.append(run._replace(objective=run.objective + _in_words(own)))
     return named
 
 
-def _in_words(keys: list[str], settings: dict[str, object]) -> str:
-    if not keys:
+def _in_words(settings: dict[str, object]) -> str:
+    if not settings:
         return ""
-    shown = [f"{key.rpartition('.')[2]} {settings.get(key)}" for key in keys[:SHOWN]]
-    return f" [{', '.join([*shown, f'{len(keys) - SHOWN} more'] if len(keys) > SHOWN else shown)}]"
+    shown = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()][:SHOWN]
+    return f" [{', '.join([*shown, f'{len(settings) - SHOWN} more'] if len(settings) > SHOWN else shown)}]"

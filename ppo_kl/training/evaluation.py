@@ -54,7 +54,7 @@ def evaluated(env: EnvConfig, episodes: int, video: str | Path | None = None, na
         timeout=type(env).timeout,
     )
     # Recorded are the episodes of training, or those that are asked for here.
-    wrappers = {name: kwargs for name, kwargs in env.wrappers.items() if name != "RecordVideo"}
+    wrappers = {wrapper: kwargs for wrapper, kwargs in env.wrappers.items() if wrapper != "RecordVideo"}
     if video is None:
         return dataclasses.replace(plain, wrappers=wrappers)
     if native:

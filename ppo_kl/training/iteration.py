@@ -40,7 +40,7 @@ class Iteration(NamedTuple):
     """Environment steps wanted."""
     metrics: dict[str, float]
     """By tag; see `ppo_kl.diagnostics.glossary`."""
-    histograms: dict[str, Histogram] = {}  # noqa: RUF012 - never written to
+    histograms: dict[str, Histogram]
     """By tag, in the iterations that have them."""
     seconds: dict[str, Seconds] = {}  # noqa: RUF012 - never written to
     """By phase: rollout, advantages, update (the gradient steps), measure."""

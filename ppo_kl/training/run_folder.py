@@ -20,7 +20,7 @@ import torch
 
 from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
-from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.rows import METRICS, rows_of
 from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.load import to_yaml
 
@@ -160,7 +160,7 @@ class Metadata:
 
     def end(self, exit_status: int) -> None:
         """The run is over, for now or for good."""
-        metrics = self._path.parent / "metrics.jsonl"
+        metrics = self._path.parent / METRICS
         rows = rows_of(metrics) if metrics.exists() else []
         nonfinite = sorted({tag for row in rows for tag, value in row.items() if value is None})
         self._values |= {"end": _now(), "exit_status": exit_status, "nonfinite_metrics": nonfinite}

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shlex
-import shutil
 import statistics
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,18 +16,14 @@ from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
-from ppo_kl.diagnostics.rows import rows_of
+from ppo_kl.diagnostics.rows import METRICS, finite_in, rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
-from ppo_kl.imports import modules_in
-from ppo_kl.load import flat, read_config, to_yaml
-from ppo_kl.training import run_folder
+from ppo_kl.load import differing, read_config, to_yaml
+from ppo_kl.training import announce, run_folder
 from ppo_kl.training.agent import Agent, resolve_device
 from ppo_kl.training.iteration import Callback, Iteration, all_go_on
 from ppo_kl.training.stopping import Stopped, StopRequest, stop_on_signals
-
-KL_BEFORE_LIMIT = 1e-5
-"""Nats; a KL above this before the first step is no rounding."""
 
 
 class RunResult(NamedTuple):
@@ -148,17 +139,12 @@ def _require_unchanged(written: TrainConfig, trained: TrainConfig, path: Path) -
     Raises:
         ConfigError: it names the first.
     """
-    ours, theirs = (
-        flat(dataclasses.replace(c, total_steps=1, runtime=dataclasses.replace(c.runtime, device="auto")))
-        for c in (written, trained)
-    )
-    changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"{path}: {key} is {ours.get(key)!r}, the checkpoint was trained with {theirs.get(key)!r}; nothing was "
-            "changed; a run goes on with its own settings: put it back, or begin a new run with --init-from"
-        )
+    for key, (ours, theirs) in differing(written, trained).items():
+        if key not in ("total_steps", "runtime.device"):
+            raise ConfigError(
+                f"{path}: {key} is {ours!r}, the checkpoint was trained with {theirs!r}; nothing was changed; a run "
+                "goes on with its own settings: put it back, or begin a new run with --init-from"
+            )
 
 
 class _Part(NamedTuple):
@@ -181,24 +167,23 @@ def _run(
     part: _Part | None = None,
 ) -> RunResult:
     config = agent.config
-    resumed_at = None if part is None else part.steps
+    resumed_at, inexact = None if part is None else part.steps, _inexact(agent, part)
     with _output(folder):
-        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, _inexact(agent, part))
+        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, inexact)
         writers = _writers(folder, config, resumed_at)
-    begin, exit_status, result = time.perf_counter(), 1, None
+    exit_status, result = 1, None
     boundary = agent.state_dict()
     """Of the last finished iteration: what is saved, however the run ends."""
     try:
         with TrainingConsole(config.total_steps, agent.steps, quiet) as console:
-            console.say(f"Run folder: {folder}")
-            if len(writers) > 1:
-                console.say(f"Look at it: {_command('tensorboard')} --logdir {shlex.quote(_runs_dir(folder))}")
-            else:
-                console.say("TensorBoard cannot be imported: the log is metrics.jsonl alone")
-            console.say(f"See its KL: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}")
-            console.say(_what_runs(agent))
-            for line in _what_differs(agent, part):
-                console.say(line)
+            said = announce.beginning(
+                agent,
+                folder,
+                tensorboard=len(writers) > 1,
+                inexact=inexact,
+                total_before=None if part is None else part.total_steps,
+            )
+            console.say(*said)
             agent.best_return = best = _best_so_far(agent, folder)
             iterations = agent.iterations_until(config.total_steps)
             while taken := _next(iterations, stop):
@@ -212,7 +197,7 @@ def _run(
                     if state.number % config.runtime.checkpoint_every == 0:
                         _save(boundary, folder, config.runtime.keep_checkpoints)
                 console.show(state.steps, state.metrics)
-                _warn_of_stale_policy(console, state.metrics["kl/before_update"])
+                console.say(*announce.warnings(state.metrics))
                 if not _all_go_on(callbacks, state, stop):
                     break
             with _output(folder):
@@ -220,12 +205,10 @@ def _run(
             if stop.signal:
                 agent.load_state_dict(boundary)
                 exit_status = 128 + stop.signal
-                console.say(f"Stopped by {stop.signal.name} at step {boundary['steps']:,}, saved. Go on with:")
-                plugins = "".join(f" --plugin {module}" for module in modules_in(config))
-                console.say(f"{_command('ppo-kl')} train --resume {shlex.quote(str(folder))}{plugins}")
+                console.say(*announce.stopped(agent, folder, stop.signal))
             else:
-                exit_status, result = 0, _result(agent, folder, time.perf_counter() - begin)
-                console.say(_how_it_ended(result))
+                exit_status, result = 0, _result(agent, folder)
+                console.say(announce.finished(result))
     except BaseException as error:
         exit_status = _exit_status(error)
         # Not where the disk refused it, or a second signal came: that one wants no more of anything.
@@ -246,7 +229,7 @@ def _run(
 
 def _writers(folder: Path, config: TrainConfig, resumed_at: int | None) -> list[Writer]:
     """JSON lines, and TensorBoard where it is installed."""
-    writers: list[Writer] = [JsonLinesWriter(folder / "metrics.jsonl", resumed_at)]
+    writers: list[Writer] = [JsonLinesWriter(folder / METRICS, resumed_at)]
     with contextlib.suppress(ImportError):
         from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
 
@@ -281,16 +264,6 @@ def _inexact(agent: Agent, part: _Part | None) -> str | None:
     return None if part is None else part.begun_anew
 
 
-def _what_differs(agent: Agent, part: _Part | None) -> Iterator[str]:
-    """What a resumed part has that the run would not have had without a stop, and what will be so."""
-    if not agent.resumes_exactly:
-        yield f"A resumed run begins new episodes: {_inexact(agent, part)}"
-    elif part is not None and part.begun_anew:
-        yield f"New episodes begin: {part.begun_anew}"
-    if part is not None and agent.config.total_steps != part.total_steps:
-        yield f"total_steps {part.total_steps:,} → {agent.config.total_steps:,}, from which schedules are reckoned now"
-
-
 def _exit_status(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return int(error.code or 0)
@@ -304,14 +277,6 @@ def _output(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}; what was written before stays") from error
-
-
-def _warn_of_stale_policy(console: TrainingConsole, kl_before: float) -> None:
-    if kl_before > KL_BEFORE_LIMIT:
-        console.say(
-            f"warning: KL(π_old ‖ π_θ) before the update is {kl_before:.2g}, not 0: the stored policy is not the one "
-            "that acted"
-        )
 
 
 def _save(state: dict[str, Any], folder: Path, keep: int) -> None:
@@ -329,51 +294,14 @@ def _best_so_far(agent: Agent, folder: Path) -> float | None:
     return max((x for x in found if x is not None), default=None)
 
 
-def _runs_dir(folder: Path) -> str:
-    """The folder that holds runs_dir/ENV/OBJECTIVE/seedK, as named from here; `folder` may be named from inside it."""
-    if len(folder.parents) > 2:
-        return str(folder.parents[2])
-    above = folder.resolve().parents
-    return str(above[min(2, len(above) - 1)])
-
-
-MODULES = {"tensorboard": "tensorboard.main", "ppo-kl": "ppo_kl"}
-"""Command -> the module that is the same."""
-
-
-def _command(name: str) -> str:
-    """The command as this shell can run it: bare where it is on the path, else beside our own interpreter."""
-    if shutil.which(name):
-        return name
-    beside = Path(sys.executable).parent / name
-    if beside.exists():
-        return shlex.quote(os.path.relpath(beside))
-    return f"{shlex.quote(sys.executable)} -m {MODULES[name]}"
-
-
-def _what_runs(agent: Agent) -> str:
-    config = agent.config
-    samples = config.env.num_envs * config.training.num_steps
-    whole = f" in one minibatch, not of {size}" if (size := config.training.minibatch_size) > samples else ""
-    return (
-        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
-        f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
-        f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}"
-    )
-
-
-def _result(agent: Agent, folder: Path, seconds: float) -> dict[str, float | None]:
-    kls = [kl for row in rows_of(folder / "metrics.jsonl") if (kl := row.get("kl/forward")) is not None]
+def _result(agent: Agent, folder: Path) -> dict[str, float | None]:
+    """What `result.json` says of all parts of the run; seconds are those of its rollouts and updates."""
+    rows = rows_of(folder / METRICS)
+    kls = finite_in(rows, "kl/forward")
     return {
         "steps": agent.steps,
         "iterations": agent.iterations,
         "return_last100": statistics.fmean(agent.last100) if agent.last100 else None,
         "kl_forward_mean": statistics.fmean(kls) if kls else None,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(finite_in(rows, "time/rollout_seconds") + finite_in(rows, "time/update_seconds")), 1),
     }
-
-
-def _how_it_ended(result: dict[str, float | None]) -> str:
-    score = result["return_last100"]
-    learned = "no episode ended" if score is None else f"mean return of the last 100 episodes {score:.1f}"
-    return f"Done: {result['steps']:,} steps in {result['seconds']:.0f} s, {learned}"

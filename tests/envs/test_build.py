@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from command_line import run
 from faulty_envs import Takes
 from gymnasium import spaces
 from toy_envs import SEED
@@ -35,13 +36,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def trained(capsys: Any, *arguments: str) -> tuple[int, str]:
-    """Exit status and what it says on stderr."""
-    try:
-        status = main([*TRAIN, *arguments])
-    except SystemExit as ended:
-        status = ended.code
-    captured = capsys.readouterr()
-    return status, captured.err + captured.out
+    """Exit status and what it says, on stderr first."""
+    status, out, err = run(capsys, *TRAIN, *arguments)
+    return status, err + out
 
 
 def attribute(config: EnvConfig, name: str) -> list[Any]:

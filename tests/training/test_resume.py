@@ -20,6 +20,7 @@ from toy_envs import env_config, small_agent
 
 from ppo_kl import checkpoint
 from ppo_kl.cli import main
+from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.envs.make import make_vector_env
 from ppo_kl.errors import CheckpointError, ConfigError, EnvWarning
 from ppo_kl.load import from_yaml
@@ -229,6 +230,18 @@ def test_a_finished_run_goes_on_to_more_steps_and_schedules_follow_them(tmp_path
     assert [row["optim/lr"] for row in rows(run.folder)] == pytest.approx(expected)
     assert from_yaml((run.folder / "config.yaml").read_text(), "c").total_steps == 4 * STEPS
     assert json.loads((run.folder / "result.json").read_text())["steps"] == 4 * STEPS
+
+
+def test_the_result_counts_the_seconds_of_every_part(tmp_path):
+    run = train(config(tmp_path, iterations=2), quiet=True)
+    log = run.folder / "metrics.jsonl"
+    first, second = rows_of(log)
+    slow = {**first, "time/rollout_seconds": 300.0, "time/update_seconds": 700.0}
+    log.write_text("".join(json.dumps(row) + "\n" for row in (slow, second)))
+    done = resume(run.folder, total_steps=3 * STEPS, quiet=True)
+    assert done.result is not None
+    later = sum(row["time/rollout_seconds"] + row["time/update_seconds"] for row in rows_of(log)[1:])
+    assert done.result["seconds"] == pytest.approx(300 + 700 + later, abs=0.051)  # in tenths
 
 
 def test_the_new_end_holds_for_later_parts_although_the_checkpoint_knows_the_old_one(tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def test_there_is_a_row_for_every_iteration_and_the_result_sums_them_up(finished
     assert result["steps"] == finished.agent.steps == 3 * STEPS
     mean_kl = np.mean([row["kl/forward"] for row in rows(finished.folder)])
     assert result["kl_forward_mean"] == pytest.approx(mean_kl)
+    spent = sum(row["time/rollout_seconds"] + row["time/update_seconds"] for row in rows(finished.folder))
+    assert result["seconds"] == pytest.approx(spent, abs=0.051)  # in tenths
     assert result["return_last100"] == pytest.approx(rows(finished.folder)[-1]["rollout/return_last100"])
 
 
