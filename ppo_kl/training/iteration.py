@@ -42,7 +42,7 @@ class Iteration(NamedTuple):
     """By tag; see `ppo_kl.diagnostics.glossary`."""
     histograms: dict[str, Histogram]
     """By tag, in the iterations that have them."""
-    seconds: dict[str, Seconds] = {}  # noqa: RUF012 - never written to
+    seconds: dict[str, Seconds]
     """By phase: rollout, advantages, update (the gradient steps), measure."""
 
 
