@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on a workload, as one line of JSON; --subproc --threads 2 is its best use of two cores."""
+"""Stable-Baselines3's PPO on a workload, as one line of JSON; --subproc and --threads use more cores."""
 
 import stable_baselines3
 import torch

@@ -40,7 +40,8 @@ CONTESTANTS = {
     "sb3": Contestant(SB3),
     "sbx": Contestant(SBX),
     "sb3-2-threads": Contestant([*SB3, "--threads", "2"], "ABC", cores=2),
-    "sb3-subproc": Contestant([*SB3, "--subproc", "--threads", "2"], "BC", cores=2),
+    "sb3-subproc": Contestant([*SB3, "--subproc"], "BC", cores=2),
+    "sb3-subproc-2-threads": Contestant([*SB3, "--subproc", "--threads", "2"], "BC", cores=2),
     "ppo_kl-async": Contestant([*OURS, "--env.vectorization", "async", "--runtime.num-threads", "2"], "C", cores=2),
     "bare-single": Contestant([*BARE, "single"]),
     "bare-sync": Contestant([*BARE, "sync"]),
@@ -110,7 +111,7 @@ def main() -> None:
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         said = found.get("error") or f"{found['steps_per_s']:,.0f} steps/s"
-        print(f"{done}/{len(wanted)}  {workload}  {name:16} {said}", file=sys.stderr, flush=True)
+        print(f"{done}/{len(wanted)}  {workload}  {name:22} {said}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
