@@ -78,7 +78,7 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
         done = train(config, callbacks=[timed, profiler] if profile else [timed], quiet=True)
     for table in profiler.tables:
         print(f"{table}\n", file=sys.stderr)
-    runtime = done.agent.config.runtime
+    compiled = getattr(done.agent.learner, "compiled", None)
     return meter.result(
         "ppo_kl",
         workload,
@@ -86,7 +86,8 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
         torch=torch.__version__,
         objective=settings.objective.name,
         vectorization=settings.env.vectorization,
-        engine=runtime.engine,
+        compile="off" if compiled is None else "on",
+        compile_s=0.0 if compiled is None else round(compiled.seconds, 2),
         num_threads=torch.get_num_threads(),
         seed=settings.seed,
         valid=round(meter.steps / (meter.iterations * rows), 4),
