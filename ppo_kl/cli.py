@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "tell the KL story of one run, or compare several",
     "evaluate": "play whole episodes with a trained agent",
     "export": "write a trained agent as safetensors and ONNX, with a model card",
+    "bench": "measure how fast training is, as one line of JSON",
     "completion": "print a script that completes these commands and their options in your shell",
 }
 """Command -> what it does; `ppo_kl.commands.COMMAND` is loaded when it is called."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppo_kl.batch import Batch
 from ppo_kl.objectives.divergence import policy_kl
 from ppo_kl.objectives.objective import MAX_LOG_RATIO
-from ppo_kl.policies.actor_critic import Policy, old_and_new
+from ppo_kl.policies.actor_critic import Policy, before_and_now
 from ppo_kl.policies.families import BernoulliFamily, Family, JointFamily
 
 BUCKETS = 64
@@ -38,7 +38,7 @@ def histograms(policy: Policy, family: Family, batch: Batch) -> dict[str, Tensor
         each: edges, and counts of which the first is nothing; see `from_device`.
     """
     valid = batch.valid
-    pi_old, pi = old_and_new(family, batch, policy(batch.obs, batch.state))
+    pi_old, pi = before_and_now(policy, family, batch)
     log_ratio = (pi.log_prob(batch.action) - batch.logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     spread = {
         "kl/per_state": equal_shares(policy_kl(pi_old, pi), valid),

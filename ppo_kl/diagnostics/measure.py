@@ -9,18 +9,17 @@ from torch import Tensor
 
 from ppo_kl.batch import Batch
 from ppo_kl.objectives.divergence import diagonal_gaussian, k1, k2, k3, policy_kl
-from ppo_kl.objectives.metrics import kl_metrics
+from ppo_kl.objectives.metrics import kl_samples, summarised
 from ppo_kl.objectives.objective import MAX_LOG_RATIO, Objective
-from ppo_kl.objectives.reduction import valid_mean
-from ppo_kl.policies.actor_critic import Policy, old_and_new
+from ppo_kl.objectives.reduction import valid_mean, valid_means
+from ppo_kl.policies.actor_critic import Policy, before_and_now
 from ppo_kl.policies.families import Family
 
 
 @torch.no_grad()
 def kl_before(policy: Policy, family: Family, batch: Batch) -> Tensor:
     """Mean KL(π_old ‖ π_θ) before the first step, `[]`; anything but rounding means that π_old was not stored well."""
-    pi_old, pi = old_and_new(family, batch, policy(batch.obs, batch.state))
-    return valid_mean(policy_kl(pi_old, pi), batch.valid)
+    return valid_mean(policy_kl(*before_and_now(policy, family, batch)), batch.valid)
 
 
 @torch.no_grad()
@@ -39,35 +38,37 @@ def measure(policy: Policy, family: Family, objective: Objective, batch: Batch) 
         `[]` each.
     """
     valid = batch.valid
-    pi_old, pi = old_and_new(family, batch, policy(batch.obs, batch.state))
-    controlled = objective.divergence(pi_old, pi)
+    pi_old, pi = before_and_now(policy, family, batch)
+    kl = kl_samples(pi_old, pi)
+    controlled = kl[f"kl/{objective.direction}"]
     logp = pi.log_prob(batch.action)
     log_ratio = (logp - batch.logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     output = objective(logp=logp, logp_old=batch.logp_old, adv=batch.adv, kl=controlled, valid=valid)
-
-    def mean(x: Tensor) -> Tensor:
-        return valid_mean(x, valid)
-
-    metrics = kl_metrics(objective, pi_old, pi, valid) | {
-        "kl/k1": mean(k1(log_ratio)),
-        "kl/k2": mean(k2(log_ratio)),
-        "kl/k3": mean(k3(log_ratio)),
-        "ratio/mean": mean(ratio),
-        "ratio/min": torch.where(valid, ratio, torch.inf).min(),
-        "ratio/max": torch.where(valid, ratio, -torch.inf).max(),
-        "ratio/ess": mean(ratio).square() / mean(ratio.square()),
-        "policy/entropy": mean(pi.entropy()),
-        "value/explained_variance": explained_variance(batch.value_old, batch.ret, valid),
-        **{tag: output.metrics[tag] for tag in ("ratio/clip_fraction", "penalty/loss", "penalty/share")},
+    samples = {
+        "kl/k1": k1(log_ratio),
+        "kl/k2": k2(log_ratio),
+        "kl/k3": k3(log_ratio),
+        "ratio/mean": ratio,
+        "ratio/ess": ratio.square(),
+        "policy/entropy": pi.entropy(),
     }
     gaussian = diagonal_gaussian(pi)
     if gaussian is not None:
-        metrics |= {
-            "policy/scale_mean": mean(gaussian.scale.mean(-1)),
-            "policy/std_at_bound": mean(_at_bound(gaussian.scale.log(), *policy.log_std_bounds).mean(-1)),
+        samples |= {
+            "policy/scale_mean": gaussian.scale.mean(-1),
+            "policy/std_at_bound": _at_bound(gaussian.scale.log(), *policy.log_std_bounds).mean(-1),
         }
-    return metrics
+    means = valid_means(samples, valid)
+    return {
+        **summarised(objective, kl, valid),
+        **means,
+        "ratio/min": torch.where(valid, ratio, torch.inf).min(),
+        "ratio/max": torch.where(valid, ratio, -torch.inf).max(),
+        "ratio/ess": means["ratio/mean"].square() / means["ratio/ess"],
+        "value/explained_variance": explained_variance(batch.value_old, batch.ret, valid),
+        **{tag: output.metrics[tag] for tag in ("ratio/clip_fraction", "penalty/loss", "penalty/share")},
+    }
 
 
 def _at_bound(log_std: Tensor, low: float, high: float) -> Tensor:
@@ -99,8 +100,7 @@ def explained_variance(value: Tensor, ret: Tensor, valid: Tensor) -> Tensor:
         `[]`; 0 where the returns do not vary.
     """
 
-    def variance(x: Tensor) -> Tensor:
-        return valid_mean((x - valid_mean(x, valid)).square(), valid)
-
-    total = variance(ret)
-    return torch.where(total > 0, 1 - variance(ret - value) / total, 0.0)
+    samples = {"total": ret, "left": ret - value}
+    means = valid_means(samples, valid)
+    variance = valid_means({name: (x - means[name]).square() for name, x in samples.items()}, valid)
+    return torch.where(variance["total"] > 0, 1 - variance["left"] / variance["total"], 0.0)

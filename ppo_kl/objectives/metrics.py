@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ppo_kl.objectives.divergence import gaussian_kl_parts, policy_kl
 from ppo_kl.objectives.objective import Objective
-from ppo_kl.objectives.reduction import valid_mean
+from ppo_kl.objectives.reduction import valid_means
 
 
 @torch.no_grad()
@@ -35,17 +37,47 @@ def kl_metrics(
         ValueError: the batch shapes differ or are not `[B]`, or not that of `valid`.
         NotImplementedError: there is no exact KL for this pair.
     """
-    shape = None if valid is None else valid.shape
-    forward = policy_kl(pi_old, pi, "forward", batch_shape=shape)
-    reverse = policy_kl(pi_old, pi, "reverse", batch_shape=shape)
+    return summarised(objective, kl_samples(pi_old, pi, None if valid is None else valid.shape), valid)
+
+
+def kl_samples(pi_old: Distribution, pi: Distribution, batch_shape: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """What `kl_metrics` tells of, sample by sample: `kl/forward`, `kl/reverse`, and of Gaussians the two parts.
+
+    Args:
+        pi_old: as `kl_metrics`.
+        pi: as `kl_metrics`.
+        batch_shape: as `policy_kl`.
+
+    Returns:
+        `[B]` each, nats.
+    """
+    samples = {
+        "kl/forward": policy_kl(pi_old, pi, "forward", batch_shape=batch_shape),
+        "kl/reverse": policy_kl(pi_old, pi, "reverse", batch_shape=batch_shape),
+    }
+    parts = gaussian_kl_parts(pi_old, pi)
+    return samples if parts is None else samples | {"kl/mean_part": parts[0], "kl/scale_part": parts[1]}
+
+
+def summarised(objective: Objective, samples: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
+    """`kl_metrics` of a rollout whose `kl_samples` are known.
+
+    Args:
+        objective: as `kl_metrics`.
+        samples: `[B]` each.
+        valid: as `kl_metrics`.
+
+    Returns:
+        `[]` each.
+    """
+    forward = samples["kl/forward"]
     kept = torch.ones_like(forward, dtype=torch.bool) if valid is None else valid.bool()
-    mean_forward, mean_reverse = valid_mean(forward, kept), valid_mean(reverse, kept)
-    controlled = mean_forward if objective.direction == "forward" else mean_reverse
+    means = valid_means(samples, kept)
+    controlled = means[f"kl/{objective.direction}"]
     metrics = {
-        "kl/forward": mean_forward,
+        **means,
         "kl/forward_max": torch.where(kept, forward, -torch.inf).max(),
         "kl/forward_p95": torch.where(kept, forward, torch.nan).nanquantile(0.95),
-        "kl/reverse": mean_reverse,
         "kl/controlled": controlled.clone(),
         "penalty/lambda": objective.kl_lambda.clone(),
     }
@@ -54,7 +86,4 @@ def kl_metrics(
     if objective.kl_band is not None:
         low, high = (torch.as_tensor(edge, device=forward.device) for edge in objective.kl_band)
         metrics |= {"kl/target_low": low, "kl/target_high": high}
-    parts = gaussian_kl_parts(pi_old, pi)
-    if parts is not None:
-        metrics |= {"kl/mean_part": valid_mean(parts[0], kept), "kl/scale_part": valid_mean(parts[1], kept)}
     return metrics

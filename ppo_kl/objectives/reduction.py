@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,18 @@ def valid_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     if valid is None:
         return x.mean()
     return torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def valid_means(samples: Mapping[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+    """`valid_mean` of several quantities, by name, in a few operations for all of them.
+
+    Args:
+        samples: `[B]` each.
+        valid: `[B]` bool.
+
+    Returns:
+        `[]` each.
+    """
+    stacked = torch.where(valid, torch.stack(list(samples.values())), 0.0)
+    means = stacked.flatten(1).sum(1) / valid.sum().clamp(min=1)
+    return dict(zip(samples, means.unbind(), strict=True))

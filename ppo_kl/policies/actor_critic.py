@@ -62,6 +62,14 @@ def old_and_new(family: Family, batch: Batch, output: PolicyOutput) -> tuple[Dis
     return family.build(batch.params_old, mask), family.build(output.params, mask)
 
 
+def before_and_now(policy: Policy, family: Family, batch: Batch) -> tuple[Distribution, Distribution]:
+    """π_old and π of a whole batch at the present θ; where there is no memory, without the critic's work."""
+    if batch.state:
+        return old_and_new(family, batch, policy(batch.obs, batch.state))
+    params, state = policy.act(batch.obs)
+    return old_and_new(family, batch, PolicyOutput(params, batch.value_old, state))
+
+
 class Body(nn.Module):
     """Observation -> features: encoder, hidden layers, and a memory where one is asked for."""
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from ppo_kl import checkpoint
 from ppo_kl.batch import State
 from ppo_kl.config import EvaluationConfig, ObjectiveConfig, TrainConfig
-from ppo_kl.diagnostics.histograms import Histogram
 from ppo_kl.envs.action_mask import allows_something
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import EVALUATION, make_vector_env
@@ -32,7 +31,7 @@ from ppo_kl.training.collector import Collector
 from ppo_kl.training.compile_choice import Choice, choose
 from ppo_kl.training.evaluation import Evaluation, evaluate, evaluated
 from ppo_kl.training.init_from import init_from
-from ppo_kl.training.iteration import Callback, Iteration, all_go_on, iterate
+from ppo_kl.training.iteration import Callback, Iteration, Outcome, all_go_on, iterate
 from ppo_kl.training.kl_stop import require_threshold
 from ppo_kl.training.learner import Learner
 
@@ -153,9 +152,9 @@ class Agent:
     def iterations_until(self, total_steps: int, since: int = 0) -> Iterator[Iteration]:
         """One iteration after the other until `total_steps` environment steps are done; schedules begin at `since`."""
         while self.steps < total_steps:
-            metrics, histograms = self._iterate((self.steps - since) / (total_steps - since))
-            metrics |= self._evaluated()
-            yield Iteration(self, self.iterations, self.steps, total_steps, metrics, histograms)
+            done = self._iterate((self.steps - since) / (total_steps - since))
+            metrics = done.metrics | self._evaluated()
+            yield Iteration(self, self.iterations, self.steps, total_steps, metrics, done.histograms, done.seconds)
 
     def settle(self) -> str:
         """Settle what `auto` leaves open, for the rest of the configured steps; the configuration then says what it is.
@@ -200,9 +199,9 @@ class Agent:
             EnvDataError: an environment sent something that is not finite.
             DivergedError: too many gradient steps in a row were not finite.
         """
-        return self._iterate(progress)[0]
+        return self._iterate(progress).metrics
 
-    def _iterate(self, progress: float) -> tuple[dict[str, float], dict[str, Histogram]]:
+    def _iterate(self, progress: float) -> Outcome:
         collector = self._ready_collector()
         outcome = iterate(self, collector, progress)
         self.steps += outcome.steps
@@ -218,7 +217,7 @@ class Agent:
                 "training.lr, or with another kl_target or clip_eps"
             )
         last100 = {"rollout/return_last100": float(np.mean(self.last100))} if self.last100 else {}
-        return outcome.metrics | last100, outcome.histograms
+        return outcome._replace(metrics=outcome.metrics | last100)
 
     def open(self) -> str | None:
         """Make the environments where there are none, and bring them to where they stood in the checkpoint.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from ppo_kl.errors import EnvDataError
 from ppo_kl.observations import over_parts
 from ppo_kl.training.advantages import gae, normalize_advantages
 from ppo_kl.training.collector import Collector, EpisodeStats
+from ppo_kl.training.stopwatch import Seconds, Stopwatch
 
 if TYPE_CHECKING:
     from ppo_kl.training.agent import Agent
@@ -42,6 +42,8 @@ class Iteration(NamedTuple):
     """By tag; see `ppo_kl.diagnostics.glossary`."""
     histograms: dict[str, Histogram]
     """By tag, in the iterations that have them."""
+    seconds: dict[str, Seconds]
+    """By phase: rollout, advantages, update (the gradient steps), measure."""
 
 
 class Callback(Protocol):
@@ -63,6 +65,8 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]
     histograms: dict[str, Histogram]
     episodes: EpisodeStats
+    seconds: dict[str, Seconds]
+    """By phase."""
     steps: int
     """Environment steps, rows that are no transitions not counted."""
     skipped_in_a_row: int
@@ -84,10 +88,11 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
         EnvDataError: an environment sent something that cannot be trained on.
         EnvWorkerError: an environment failed.
     """
-    begin = time.perf_counter()
+    watch = Stopwatch()
     training, policy, family, objective = agent.config.training, agent.policy, agent.family, agent.objective
     objective.schedule_(progress)
     rollout, episodes = collector.collect(policy)
+    watch.lap("rollout")
     adv, ret = gae(
         agent.reward_scaler(rollout.reward),
         rollout.value,
@@ -101,10 +106,12 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     _require_representable(rollout, ret)
     raw = flatten(rollout, adv, ret, agent.obs_normalizer, training.sequence_length)
     normalized = raw._replace(adv=normalize_advantages(raw.adv, raw.valid))
-    collected = time.perf_counter()
+    watch.lap("advantages")
 
     before = kl_before(policy, family, raw)
+    watch.lap("measure")
     updated = agent.learner.update(normalized if training.advantage_norm == "rollout" else raw, progress)
+    watch.lap("update")
     used = raw if training.advantage_norm == "none" else normalized
     measured = measure(policy, family, objective, used)
     diagnostics = agent.config.diagnostics
@@ -126,19 +133,20 @@ def iterate(agent: Agent, collector: Collector, progress: float) -> Outcome:
     numbers = _read({**on_device, **spread})
     metrics = {tag: numbers[tag][0] for tag in on_device}
     shown = {tag: found for tag in spread if (found := from_device(numbers[tag])) is not None}
-    updating = time.perf_counter()
+    watch.lap("measure")
     steps, skipped = int(metrics.pop("steps")), int(metrics.pop("skipped_in_a_row"))
-    seconds = {
-        "time/steps_per_second": steps / (updating - begin),
-        "time/rollout_seconds": collected - begin,
-        "time/update_seconds": updating - collected,
+    wall = {phase: seconds.wall for phase, seconds in watch.seconds.items()}
+    times = {
+        "time/steps_per_second": steps / sum(wall.values()),
+        "time/rollout_seconds": wall["rollout"] + wall["advantages"],
+        "time/update_seconds": wall["update"] + wall["measure"],
     }
     memory = peak_memory_mb(agent.device)
     if math.isfinite(memory):
-        seconds["system/memory_mb"] = memory
+        times["system/memory_mb"] = memory
     if agent.config.env.nonfinite == "truncate":
         metrics["env/nonfinite"] = float(collector.nonfinite)
-    return Outcome(metrics | _of_episodes(episodes) | seconds, shown, episodes, steps, skipped)
+    return Outcome(metrics | _of_episodes(episodes) | times, shown, episodes, watch.seconds, steps, skipped)
 
 
 def _is_due(every: int | None, iterations: int) -> bool:

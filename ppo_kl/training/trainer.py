@@ -14,6 +14,7 @@ import torch
 
 from ppo_kl import checkpoint
 from ppo_kl.config import TrainConfig
+from ppo_kl.diagnostics.background import InBackground
 from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
 from ppo_kl.diagnostics.rows import METRICS, finite_in, rows_of
@@ -220,7 +221,8 @@ def _run(
         raise
     finally:
         with _output(folder), contextlib.ExitStack() as ending:  # all of it, also where one fails
-            ending.callback(metadata.end, exit_status)
+            ending.push(lambda _kind, error, _trace: metadata.end(_exit_status(error) if error else exit_status))
+            ending.enter_context(_output(folder))
             for writer in writers:
                 ending.callback(writer.close, exit_status == 0)
     if result is not None:
@@ -230,12 +232,12 @@ def _run(
 
 
 def _writers(folder: Path, config: TrainConfig, resumed_at: int | None) -> list[Writer]:
-    """JSON lines, and TensorBoard where it is installed."""
+    """JSON lines, at once, as it is what a run is resumed and told from; and TensorBoard where it is installed."""
     writers: list[Writer] = [JsonLinesWriter(folder / METRICS, resumed_at)]
     with contextlib.suppress(ImportError):
         from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
 
-        writers.append(TensorBoardWriter(folder, config, resumed_at))
+        writers.append(InBackground(TensorBoardWriter(folder, config, resumed_at)))
     return writers
 
 

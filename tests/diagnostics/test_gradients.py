@@ -7,7 +7,8 @@ import torch
 from learner_parts import FAMILIES, batch_of, make, seeded
 from toy_envs import small_agent
 
-from ppo_kl.config.objective import Clip, Fixed, ForwardKL, NoPenalty, ObjectiveConfig, Ratio, ReverseKL
+from ppo_kl.config.objective import Adaptive, Clip, Fixed, ForwardKL, NoPenalty, ObjectiveConfig, Ratio, ReverseKL
+from ppo_kl.diagnostics import gradients
 from ppo_kl.diagnostics.gradients import gradient_anatomy
 from ppo_kl.objectives.objective import Objective
 
@@ -78,10 +79,20 @@ def test_the_three_numbers_are_those_of_the_gradients_of_the_written_out_losses(
 
 
 @BOTH
-def test_parts_as_small_as_a_minibatch_add_up_to_the_whole(family):
+def test_parts_as_small_as_a_minibatch_add_up_to_the_whole(family, monkeypatch):
     config = ObjectiveConfig("x", Clip(0.1), ForwardKL(), Fixed(2.0))
-    whole, parts = anatomy(family, config), anatomy(family, config, size=7)
+    whole = anatomy(family, config, size=7)  # small observations: in one part, whatever the minibatch
+    assert whole == anatomy(family, config)
+    monkeypatch.setattr(gradients, "PART_NUMBERS", 0)
+    parts = anatomy(family, config, size=7)
+    assert parts != whole
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_hinge_is_that_of_a_minibatch_though_larger_parts_would_fit():
+    config = ObjectiveConfig("x", Clip(0.1), ForwardKL(hinge=50.0), Adaptive(kl_target=0.001))
+    family = next(iter(FAMILIES.values()))
+    assert anatomy(family, config, size=7) != pytest.approx(anatomy(family, config), rel=1e-4)
 
 
 @BOTH

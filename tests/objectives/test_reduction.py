@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ppo_kl.objectives import valid_mean
+from ppo_kl.objectives.reduction import valid_means
 
 NAN, INF = float("nan"), float("inf")
 
@@ -36,3 +37,9 @@ def test_of_no_rows_the_mean_is_zero():
 
 def test_a_nan_in_a_valid_row_is_not_hidden():
     assert valid_mean(torch.tensor([NAN, 1.0]), torch.ones(2, dtype=torch.bool)).isnan()
+
+
+def test_several_means_at_once_are_those_of_each():
+    samples = {"a": torch.tensor([1.0, NAN, 3.0]), "b": torch.tensor([5.0, INF, 8.0])}
+    means = valid_means(samples, torch.tensor([True, False, True]))
+    assert {name: x.item() for name, x in means.items()} == {"a": 2.0, "b": 6.5}

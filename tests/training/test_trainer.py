@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
 from ppo_kl.diagnostics.writers import JsonLinesWriter
 from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, EnvWorkerError, OutputError
 from ppo_kl.load import from_yaml, load_config
@@ -229,6 +230,24 @@ def test_a_disk_that_is_full_is_an_output_error_and_earlier_checkpoints_stay(tmp
     assert Agent.load(folder).steps == 2 * STEPS
     assert len(rows(folder)) == 2
     assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 6
+
+
+@pytest.mark.parametrize("iteration", [1, 3], ids=["first", "last"])
+def test_an_event_file_that_cannot_be_written_ends_the_run_within_an_iteration(iteration, tmp_path, monkeypatch):
+    write = TensorBoardWriter.write
+
+    def until_full(self, steps, number, *row):
+        if number == iteration:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, steps, number, *row)
+
+    monkeypatch.setattr(TensorBoardWriter, "write", until_full)
+    with pytest.raises(OutputError, match="No space left"):
+        train(config(tmp_path), quiet=True)
+    (folder,) = (tmp_path / "CartPole-v1" / "kl_adaptive").iterdir()
+    assert len(rows(folder)) <= iteration + 1
+    assert json.loads((folder / "metadata.json").read_text())["exit_status"] == 6
+    assert not (folder / "result.json").exists()
 
 
 class _LosesItsFile(gym.Wrapper):
