@@ -64,6 +64,7 @@ def make_vector_env(
     first_env: int = 0,
     first_episode: Sequence[int] | None = None,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+    workers: int = 0,
 ) -> Environments:
     """The environments of a run.
 
@@ -72,7 +73,9 @@ def make_vector_env(
         seed: the run's.
         first_env: index of the first environment, see `EVALUATION`.
         first_episode: how many episodes each environment began in an earlier part of the run, `[N]`; none: 0.
-        autoreset: of sync environments; async ones reset in the same step, and a native one has its own way.
+        autoreset: of sync environments that are all stepped here; those in workers reset in the same step, and a native
+            one has its own way.
+        workers: how many processes beside this one step a share of sync environments.
 
     Returns:
         Environments whose every episode is seeded by `episode_seed`; a native vector environment only at its start.
@@ -91,8 +94,9 @@ def make_vector_env(
         for name in filter(module_of, (config.id, *config.wrappers)):
             attribute_named(name, "env.id" if name == config.id else "env.wrappers")
         makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-        if config.vectorization == "async":
-            made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id))
+        processes = None if config.vectorization == "async" else workers
+        if processes != 0:
+            made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id, workers=processes))
         else:
             made = Environments(_sync(makers, autoreset))
     made.episodes_begun[:] = episodes
