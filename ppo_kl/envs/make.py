@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
@@ -19,7 +19,7 @@ from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.envpool import is_envpool, make_envpool
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
-from ppo_kl.envs.snapshot import ReplayableEnvs
+from ppo_kl.envs.serial import SerialVectorEnv
 from ppo_kl.envs.workers import WorkerVectorEnv, require_alike
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, import_modules, module_of
@@ -73,8 +73,8 @@ def make_vector_env(
         seed: the run's.
         first_env: index of the first environment, see `EVALUATION`.
         first_episode: how many episodes each environment began in an earlier part of the run, `[N]`; none: 0.
-        autoreset: of sync environments that are all stepped here; those in workers reset in the same step, and a native
-            one has its own way.
+        autoreset: of sync environments that are all stepped here, SAME_STEP in training; those in workers reset in the
+            same step, and a native one has its own way.
         workers: how many processes beside this one step a share of sync environments.
 
     Returns:
@@ -110,7 +110,11 @@ def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, An
             envs.append(make())
             unfinished.callback(envs[-1].close)
         require_alike([(env.observation_space, env.action_space) for env in envs], makers[0].config.id)
-        made = ReplayableEnvs([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+        made: VectorEnv[Any, Any, Any]
+        if autoreset is AutoresetMode.SAME_STEP:
+            made = SerialVectorEnv(envs)
+        else:
+            made = SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
         unfinished.pop_all()
     return made
 

@@ -58,8 +58,7 @@ class Workers:
         # Where processes wait for a core, one that looks would take it from one that works.
         self._spin = SPIN if len(shares) < cores_allowed() else 0.0
         for worker, share in enumerate(shares):
-            who = f"env.id={self._name!r}, worker {self._label(worker)}"
-            self._start(worker, Task([makers[i] for i in share], share.start, who, self._spin))
+            self._start(worker, Task([makers[i] for i in share], share, self._spin))
 
     def _start(self, worker: int, task: Task) -> None:
         ours, theirs = multiprocessing.Pipe()
@@ -97,10 +96,10 @@ class Workers:
                 os.write(pipe.fileno(), STEP)
 
     def ask(self, call: str, arguments: Sequence[Any]) -> None:
-        """Let each answer a call of `Share`; an argument for each environment of all."""
-        for pipe, share in zip(self._pipes, self._shares, strict=True):
+        """Let each answer a call of `Share`, with an argument of its own."""
+        for pipe, argument in zip(self._pipes, arguments, strict=True):
             with contextlib.suppress(OSError):
-                _send(pipe, call, arguments[share.start : share.stop])
+                _send(pipe, call, argument)
 
     def answers(self, call: str, patience: float = 1.0) -> list[Any]:
         """What each worker answered; workers may be many on few cores, so each answer gives the others new time.

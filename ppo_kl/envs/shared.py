@@ -16,38 +16,47 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import create_empty_array
 
+from ppo_kl.envs.serial import Answers, leaves_of
 from ppo_kl.errors import ConfigError
 from ppo_kl.observations import SUPPORTED, Array
 
 ALIGNMENT = 64
 """Bytes: an array begins on a cache line of its own."""
 
+Spaces = tuple[Space[Any], Space[Any]]
+"""Of observations and of actions."""
+
 
 class Rows(NamedTuple):
-    """One row for each environment."""
+    """A row for each environment."""
 
     action: Any
     """`[N, ...]`, in a dict or tuple where the space is one."""
-    obs: Any
-    """As `action`."""
-    reward: Array
-    """`[N]` float64."""
-    terminated: Array
-    """`[N]` bool."""
-    truncated: Array
-    """`[N]` bool."""
+    answers: Answers
+    """What the environments answer."""
+
+    def of(self, share: range, made_for: Spaces) -> Rows:
+        """Those of some environments, as views."""
+
+        def mine(x: Array) -> Array:
+            return x[share.start : share.stop]
+
+        obs, told = _over_arrays(mine, self.answers.obs), self.answers
+        ends = mine(told.terminated), mine(told.truncated)
+        answers = Answers(obs, leaves_of(made_for[0], obs), mine(told.reward), *ends)
+        return Rows(_over_arrays(mine, self.action), answers)
 
 
-def shared_memory(observation_space: Space[Any], action_space: Space[Any], num_envs: int) -> int:
+def shared_memory(made_for: Spaces, num_envs: int) -> int:
     """Memory for the rows of `num_envs` environments, as the descriptor of a file without a name.
 
     Raises:
         ConfigError: what a space holds is no array of numbers.
     """
-    for kind, space in (("observation", observation_space), ("action", action_space)):
+    for kind, space in zip(("observation", "action"), made_for, strict=True):
         _require_numbers(kind, space)
     pieces = _Pieces(None)
-    _rows(pieces, observation_space, action_space, num_envs)
+    _rows(pieces, made_for, num_envs)
     if sys.platform == "linux":
         memory = os.memfd_create("ppo_kl")
     else:
@@ -57,13 +66,10 @@ def shared_memory(observation_space: Space[Any], action_space: Space[Any], num_e
     return memory
 
 
-def rows_in(memory: int, observation_space: Space[Any], action_space: Space[Any], num_envs: int) -> Rows:
-    """The rows in memory from `shared_memory`, made for the same spaces and number; closes the descriptor."""
-    try:
-        mapped = mmap.mmap(memory, 0)
-    finally:
-        os.close(memory)
-    return _rows(_Pieces(mapped), observation_space, action_space, num_envs)
+def rows_in(memory: int, made_for: Spaces, num_envs: int) -> Rows:
+    """The rows in memory from `shared_memory`, of the same spaces and number; the descriptor stays open."""
+    action, obs, *ends = _rows(_Pieces(mmap.mmap(memory, 0)), made_for, num_envs)
+    return Rows(action, Answers(obs, leaves_of(made_for[0], obs), *ends))
 
 
 class _Pieces:
@@ -78,9 +84,9 @@ class _Pieces:
         return np.zeros(0) if self._memory is None else np.ndarray(shape, dtype, self._memory, begin)
 
 
-def _rows(pieces: _Pieces, observation_space: Space[Any], action_space: Space[Any], num_envs: int) -> Rows:
-    action, obs = (create_empty_array(space, num_envs, pieces) for space in (action_space, observation_space))
-    return Rows(action, obs, pieces((num_envs,), float), pieces((num_envs,), bool), pieces((num_envs,), bool))
+def _rows(pieces: _Pieces, made_for: Spaces, num_envs: int) -> tuple[Any, Any, Array, Array, Array]:
+    obs, action = (create_empty_array(space, num_envs, pieces) for space in made_for)
+    return action, obs, *(pieces((num_envs,), dtype) for dtype in (float, bool, bool))  # type: ignore[return-value]
 
 
 def _require_numbers(kind: str, space: Space[Any]) -> None:
@@ -95,11 +101,10 @@ def _require_numbers(kind: str, space: Space[Any]) -> None:
 # --- arrays in dicts and tuples ---------------------------------------------------------------------------------------
 
 
-def over_arrays(function: Callable[[Array], Array], nested: Any) -> Any:
-    """`function` of each array."""
+def _over_arrays(function: Callable[[Array], Array], nested: Any) -> Any:
     if isinstance(nested, dict):
-        return {key: over_arrays(function, part) for key, part in nested.items()}
-    return tuple(over_arrays(function, part) for part in nested) if isinstance(nested, tuple) else function(nested)
+        return {key: _over_arrays(function, part) for key, part in nested.items()}
+    return tuple(_over_arrays(function, part) for part in nested) if isinstance(nested, tuple) else function(nested)
 
 
 def put(into: Any, values: Any) -> None:

@@ -5,13 +5,12 @@ No environment need know how to save itself, and what stands in a checkpoint is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
-from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import iterate
 from torch import Tensor
 
 from ppo_kl.envs.autoreset import Environments
@@ -70,22 +69,6 @@ class RunningEpisodes:
         more = sum(map(len, self.actions)) - self.steps.max()
         while self.actions and len(self.actions[0]) <= more:
             more -= len(self.actions.pop(0))
-
-
-class ReplayableEnvs(SyncVectorEnv):
-    """Gymnasium's environments of one process, which can go through the actions of their episodes again."""
-
-    def replay(self, actions: Sequence[Sequence[Any]]) -> tuple[Any, Array, Array, dict[str, Any]]:
-        """Begin an episode everywhere and go on by the actions of each; see `GuardedEnv.replay`."""
-        envs: Sequence[Any] = self.envs
-        answers = [env.replay(taken) for env, taken in zip(envs, actions, strict=True)]
-        obs, returns, over, infos = zip(*answers, strict=True)
-        merged: dict[str, Any] = {}
-        for i, info in enumerate(infos):
-            merged = self._add_info(merged, info, i)
-        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        batched = concatenate(self.single_observation_space, obs, empty)
-        return batched, np.array(returns, np.float64), np.array(over, bool), merged
 
 
 def return_to(envs: Environments, snapshot: Snapshot, to_env: Callable[[Tensor], Any]) -> Any:

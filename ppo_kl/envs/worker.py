@@ -45,10 +45,8 @@ class Task(NamedTuple):
 
     makers: Sequence[Maker]
     """Make its environments, one each."""
-    first: int
-    """The row of the first of them."""
-    who: str
-    """Its name in messages."""
+    share: range
+    """Their rows."""
     spin: float
     """Seconds, see `SPIN`."""
 
@@ -98,18 +96,23 @@ def _serve(task: Task, pipe: Pipe, envs: Sequence[gym.Env[Any, Any]]) -> None:
         wait_a_moment(lambda: asked.poll(0), task.spin)
         what = os.read(pipe.fileno(), 1)
         if what == STEP:
-            infos = share.step()
-            _answer(pipe, None, infos if any(infos) else None)
+            _answer(pipe, None, share.step() or None)
         elif what == CALL:
             name, argument = pipe.recv()
             if name == "rows":
-                spaces = envs[0].observation_space, envs[0].action_space
-                share = Share(envs, rows_in(recv_handle(pipe), *spaces, argument), task.first, task.who)
+                share = _share(task, envs, recv_handle(pipe), argument)
                 _answer(pipe, None, None)
             else:
                 _answer(pipe, None, getattr(share, name)(argument))
         else:
             return
+
+
+def _share(task: Task, envs: Sequence[gym.Env[Any, Any]], memory: int, num_envs: int) -> Share:
+    made_for = envs[0].observation_space, envs[0].action_space
+    rows = rows_in(memory, made_for, num_envs)
+    os.close(memory)
+    return Share(envs, rows.of(task.share, made_for))
 
 
 def _answer(pipe: Pipe, fault: tuple[str, str, str] | None, answer: Any) -> None:

@@ -219,7 +219,7 @@ class Asleep:
 def test_the_time_in_which_the_process_itself_was_stopped_does_not_count_as_a_worker_that_hangs():
     env = WorkerVectorEnv([Slow, Slow], timeout=30.0, name="slow")
     env.reset()
-    env._signs = asleep = Asleep(env._signs)
+    env._workers._signs = asleep = Asleep(env._workers._signs)
     env.step(np.zeros(2, np.int64))
     env.close()
     assert len(asleep.waits) > 1
