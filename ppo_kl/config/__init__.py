@@ -73,8 +73,8 @@ class TrainConfig(Settings):
             )
 
     def _require_workers_for_something(self) -> None:
-        workers, env = self.runtime.workers, self.env
-        if workers == "auto" or workers == 0:
+        workers, env = self.runtime.num_workers, self.env
+        if workers == 0:
             return
         if env.vectorization != "sync":
             how = f"env.vectorization {env.vectorization!r} has its own way"

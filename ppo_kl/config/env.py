@@ -30,7 +30,7 @@ class EnvConfig(Settings):
     """sync: this process, and those of runtime.workers; async: a process for each copy; native: the environment's own
     vector entry point."""
     timeout: float = setting(60.0, above=0, at_most=1_000_000)
-    """Seconds that a process beside this one may take for one answer of one copy before the run ends with an error; time
+    """Seconds that a process beside this one may take for an answer of one copy before the run ends with an error; time
     in which the run itself was stopped, as by SIGSTOP, does not count."""
     nonfinite: Literal["stop", "truncate"] = "stop"
     """What a NaN or an infinity from an environment does: ends the run, or cuts that episode at its last good step."""

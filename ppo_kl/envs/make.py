@@ -27,19 +27,29 @@ from ppo_kl.imports import attribute_named, import_modules, module_of
 EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
 
+MEASURED = 2_000_000
+"""Index of the environment whose steps are timed before a run, see `ppo_kl.envs.worker_count`."""
 
 VIDEO = {0: "", EVALUATION: "-evaluation"}
 """The copies that record a video, if any do, and how its files are told apart."""
 
 
-class _MakeEnv:
-    """Makes one seeded environment, in this process or in a worker."""
+class MakeEnv:
+    """Makes one seeded environment, in this process or in a worker.
+
+    Args:
+        config: which.
+        seed: the run's.
+        index: of the environment.
+        episode: how many it began in an earlier part of the run.
+    """
 
     def __init__(self, config: EnvConfig, seed: int, index: int, episode: int) -> None:
         self.config, self.seed, self.index, self.episode = config, seed, index, episode
         self._parent = os.getpid()
 
     def __call__(self) -> gym.Env[Any, Any]:
+        """The environment, guarded."""
         if os.getpid() != self._parent:
             # In the parent they are imported, or `build` would have refused; a process that was not forked has not.
             import_modules(filter(None, map(module_of, (self.config.id, *self.config.wrappers))), "env")
@@ -93,7 +103,7 @@ def make_vector_env(
         # Refused here, before a process begins.
         for name in filter(module_of, (config.id, *config.wrappers)):
             attribute_named(name, "env.id" if name == config.id else "env.wrappers")
-        makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
+        makers = [MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
         processes = None if config.vectorization == "async" else workers
         if processes != 0:
             made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id, workers=processes))
@@ -103,7 +113,7 @@ def make_vector_env(
     return made
 
 
-def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
+def _sync(makers: list[MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
     with contextlib.ExitStack() as unfinished:
         envs = []
         for make in makers:

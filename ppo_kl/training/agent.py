@@ -78,7 +78,7 @@ class Agent:
             config = env
         resolve_device(config.runtime.device)  # refused here, before any environment is made
         require_threshold(config.training.kl_stop, config.objective)
-        envs = make_vector_env(config.env, config.seed)
+        envs = make_vector_env(config.env, config.seed, workers=config.runtime.num_workers)
         try:
             self._build(config, _spaces_of(envs, config))
             if config.init_from is not None:
@@ -221,7 +221,8 @@ class Agent:
         return collector
 
     def _environments(self, first_episode: Sequence[int]) -> Environments:
-        envs = make_vector_env(self.config.env, self.config.seed, first_episode=first_episode)
+        config, workers = self.config, self.config.runtime.num_workers
+        envs = make_vector_env(config.env, config.seed, first_episode=first_episode, workers=workers)
         if _spaces_of(envs, self.config) != self.spaces:
             envs.close()
             raise CheckpointError(

@@ -23,6 +23,7 @@ from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
 from ppo_kl.diagnostics.rows import rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
+from ppo_kl.envs.worker_count import choose_workers
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.imports import modules_in
 from ppo_kl.load import flat, read_config, to_yaml
@@ -70,9 +71,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
         EnvDataError: an environment sent something that is not finite; the last good state is saved.
         DivergedError: the update stayed non-finite; the last good state is saved.
     """
-    # What `auto` means here is written down once and used again on resume.
-    device = str(resolve_device(config.runtime.device))
-    config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+    config, chosen = _resolved(config)
     if config.init_from is not None:
         config = dataclasses.replace(config, init_from=str(checkpoint.path_from(Path(config.init_from))))
     torch.set_num_threads(config.runtime.num_threads)
@@ -80,7 +79,18 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
     with closing(agent), stop_on_signals() as stop:
         folder = run_folder.create(config)
         with run_folder.claimed(folder):
-            return _run(agent, folder, callbacks, quiet, stop)
+            return _run(agent, folder, callbacks, quiet, stop, chosen=chosen)
+
+
+def _resolved(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """What `auto` means here, to be written down once and used again on resume; and how it was chosen, line by line."""
+    runtime, lines = config.runtime, []
+    runtime = dataclasses.replace(runtime, device=str(resolve_device(runtime.device)))
+    if runtime.workers == "auto":
+        workers, why = choose_workers(config.env, config.seed)
+        runtime = dataclasses.replace(runtime, workers=workers)
+        lines.append(f"runtime.workers auto: {workers}: {why}")
+    return dataclasses.replace(config, runtime=runtime), lines
 
 
 def resume(
@@ -179,11 +189,12 @@ def _run(
     quiet: bool,
     stop: StopRequest,
     part: _Part | None = None,
+    chosen: Sequence[str] = (),
 ) -> RunResult:
     config = agent.config
     resumed_at = None if part is None else part.steps
     with _output(folder):
-        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, _inexact(agent, part))
+        metadata = run_folder.Metadata(folder, agent.device, config, _inexact(agent, part))
         writers = _writers(folder, config, resumed_at)
     begin, exit_status, result = time.perf_counter(), 1, None
     boundary = agent.state_dict()
@@ -197,7 +208,7 @@ def _run(
                 console.say("TensorBoard cannot be imported: the log is metrics.jsonl alone")
             console.say(f"See its KL: {_command('ppo-kl')} inspect {shlex.quote(str(folder))}")
             console.say(_what_runs(agent))
-            for line in _what_differs(agent, part):
+            for line in (*chosen, *_what_differs(agent, part)):
                 console.say(line)
             agent.best_return = best = _best_so_far(agent, folder)
             iterations = agent.iterations_until(config.total_steps)
@@ -355,9 +366,11 @@ def _what_runs(agent: Agent) -> str:
     config = agent.config
     samples = config.env.num_envs * config.training.num_steps
     whole = f" in one minibatch, not of {size}" if (size := config.training.minibatch_size) > samples else ""
+    workers = f", {n} worker{'s' if n > 1 else ''}" if (n := config.runtime.num_workers) else ""
     return (
-        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
-        f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
+        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}{workers}), "
+        f"objective {config.objective.name}, seed {config.seed}, "
+        f"{samples} samples an update{whole}, on {agent.device}, "
         f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}"
     )
 
