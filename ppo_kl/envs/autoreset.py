@@ -38,7 +38,7 @@ class Step(NamedTuple):
     over: Array
     """`[N]` bool; where an episode ended whose return counts: of a game, not of one of its lives."""
     begun: Array
-    """`[N]` bool; where `obs` begins an episode."""
+    """`[N]` bool; where `obs` begins an episode. As `valid` and `over`, not to be written into."""
     action_mask: Array | None
     """Which actions may be taken next, `[N, M]` bool; none where no environment says."""
     nonfinite: int
@@ -78,9 +78,8 @@ class Environments:
         self._some_only_reset = False
         self._fits = bool(getattr(env, "answers_fit", False))
         self._plain = len(self.parts) == 1 and self.parts[0].path == () and self.parts[0].kind != "index"
-        # What most steps answer; they share it, so that nobody may write into it.
+        # What most steps answer; they share it, so nobody may write into it.
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
-        self._none.flags.writeable = self._all.flags.writeable = False
         self.steps_done = 0
 
     def reset(self) -> Any:
