@@ -57,9 +57,12 @@ class VectorNormalizer(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """`[B, *shape]` -> the same, float32."""
         obs = obs.float()
-        std = (self.moments.var + EPS).sqrt()
-        normalized = ((obs - self.moments.mean) / std).clamp(-CLIP, CLIP).float()
+        normalized = ((obs - self.moments.mean) / self.std()).clamp(-CLIP, CLIP).float()
         return torch.where(self.moments.count > 0, normalized, obs)
+
+    def std(self) -> Tensor:
+        """What is divided by, `[*shape]` float64; never 0."""
+        return (self.moments.var + EPS).sqrt()
 
 
 class ObservationNormalizer(nn.Module):
