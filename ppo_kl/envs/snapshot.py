@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium.vector.utils import iterate
 from torch import Tensor
 
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.errors import CheckpointError, EnvDataError
-from ppo_kl.observations import Array, Obs, each_part, over_parts, stored
+from ppo_kl.observations import Array, Obs, each_part, stored
 
 
 class Snapshot(NamedTuple):
@@ -110,11 +109,6 @@ def return_to(envs: Environments, snapshot: Snapshot, to_env: Callable[[Tensor],
             "same seed"
         )
     return obs
-
-
-def kept(envs: Environments, obs: Any) -> Obs:
-    """Observations as `Environments` hands them out, as a snapshot keeps them."""
-    return over_parts(torch.from_numpy, stored(envs.parts, obs))
 
 
 def _rows_that_differ(now: Array | None, then: Array | None, num_envs: int) -> Array:
