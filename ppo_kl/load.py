@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.checked import Settings, nearest, types_of
+from ppo_kl.config.checked import Settings, nearest, plain_kind, types_of, words_in
 from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
 from ppo_kl.config.unknown import whose
@@ -318,9 +318,11 @@ def _decode(node: Located, kind: Any, key: str) -> Any:
         if not isinstance(node.value, dict):
             raise ConfigError(f"{node.where}: {key}: expected a group of keys, got {node.value!r}")
         return {name: _decode(item, typing.get_args(kind)[1], f"{key}.{name}") for name, item in node.value.items()}
-    options = [k for k in typing.get_args(kind) if k is not type(None)]
+    options = typing.get_args(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return None if node.value in NULL else _decode(node, options[0], key)
+        if type(None) in options and node.value in NULL:
+            return None
+        return node.value if node.value in words_in(options) else _decode(node, plain_kind(options), key)
     if typing.get_origin(kind) is tuple:
         if not isinstance(node.value, list):
             raise ConfigError(f"{node.where}: {key}: expected a list, as [64, 64]")

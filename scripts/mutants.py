@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "GAE runs across the end of an episode",
         "ppo_kl/training/advantages.py",
-        "np.where(goes_on[t], gamma * gae_lambda * trace, 0.0)",
-        "gamma * gae_lambda * trace",
+        "np.where(goes_on, gamma * gae_lambda, 0.0)",
+        "np.where(counts, gamma * gae_lambda, 0.0)",
         "tests/training/test_advantages.py",
     ),
     Mutant(

@@ -98,10 +98,17 @@ RUNS = {
     "Discrete, clip, processes": ("CartPole-v1", "clip", {"env__vectorization": "async"}),
     "Box, clip": ("Pendulum-v1", "clip", {"policy__action_transform": "rescale"}),
     "Box, KL, processes": ("Pendulum-v1", "kl_adaptive", {"env__vectorization": "async"}),
+    "Box, KL, one worker": ("Pendulum-v1", "kl_adaptive", {"runtime__workers": 1}),
     "a learning rate of its own": ("CartPole-v1", "kl_pi", {"training__lr_schedule": "kl_adaptive"}),
     "memory": ("CartPole-v1", "kl_adaptive", {"policy__memory": "lstm", "policy__trunk": "shared"}),
     "masks": ("resume/Partial-v0", "kl_adaptive", {}),
+    "masks, one worker": ("resume/Partial-v0", "kl_adaptive", {"runtime__workers": 1}),
     "Dict": ("resume/Everywhere-v0", "kl_adaptive", {"policy__image_encoder": "flat"}),
+    "Dict, one worker": (
+        "resume/Everywhere-v0",
+        "kl_adaptive",
+        {"policy__image_encoder": "flat", "runtime__workers": 1},
+    ),
     "wrappers": ("CartPole-v1", "clip", {"env__wrappers__FrameStackObservation__stack_size": 3}),
     "an episode without an end": ("toy/Endless-v0", "kl_adaptive", {}),
 }

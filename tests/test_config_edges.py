@@ -33,6 +33,7 @@ NONSENSE = ["-1", "0", "-0.5", ".nan", ".inf", "-.inf", "1e300", "1e-300", "1" +
 # What must be set beside a setting so that it is not ignored, or does not contradict another.
 BESIDE = {
     "env.timeout": {"env.vectorization": "async"},
+    "runtime.workers": {"env.num_envs": 2000},
     "policy.memory_size": {"policy.memory": "gru"},
     "policy.log_std_min": {"policy.log_std_init": 2},
     "policy.log_std_max": {"policy.log_std_init": -20, "policy.log_std_min": -20},
@@ -222,6 +223,7 @@ def test_what_would_end_in_a_crash_or_want_of_memory_is_refused_from_python_too(
     [
         ({"training.num_steps": 10**6, "env.num_envs": 1000}, ["num_steps=1000000", "num_envs=1000", "100,000,000"]),
         ({"env.num_envs": 2000, "env.vectorization": "async"}, ["num_envs=2000", "<= 1024", "sync or native"]),
+        ({"runtime.workers": 4, "env.num_envs": 4}, ["runtime.workers=4", "num_envs=4", "<= 3"]),
         ({"policy.hidden_sizes": (1,) * 65}, ["hidden_sizes", "65 layers", "<= 64"]),
     ],
 )

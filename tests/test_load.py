@@ -19,6 +19,23 @@ from ppo_kl.load import SHIPPED, differing, from_yaml, load_config, to_dict, to_
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.parametrize("written", ["auto", "0", "3"])
+def test_a_word_in_the_place_of_a_number_is_read_and_written(written):
+    loaded = from_yaml(f"runtime: {{workers: {written}}}", "file")
+    assert str(loaded.runtime.workers) == written
+    assert from_yaml(to_yaml(loaded), "again") == loaded
+    with pytest.raises(ConfigError, match=r"file:1:20: runtime\.workers: expected int, got 'several'"):
+        from_yaml("runtime: {workers: several}", "file")
+
+
+@pytest.mark.parametrize("vectorization", ["async", "native"])
+def test_workers_for_environments_that_have_their_own_way_are_refused(vectorization):
+    with pytest.raises(
+        ConfigError, match=rf"runtime\.workers=1: would be ignored: env\.vectorization '{vectorization}'"
+    ):
+        load_config(overrides={"runtime.workers": 1, "env.vectorization": vectorization})
+
+
 def test_without_arguments_it_is_cartpole_with_the_adaptive_penalty():
     config = load_config()
     assert config.env.id == "CartPole-v1"

@@ -46,7 +46,12 @@ class Payload:
 
 def config(runs: Path, **changes: Any) -> TrainConfig:
     settings = {"runs_dir": str(runs), "total_steps": 2 * STEPS, "env.num_envs": 2, "training.num_steps": STEPS // 2}
-    settings |= {"training.num_epochs": 1, "training.minibatch_size": STEPS, "runtime.device": "cpu"}
+    settings |= {
+        "training.num_epochs": 1,
+        "training.minibatch_size": STEPS,
+        "runtime.device": "cpu",
+        "runtime.workers": 0,
+    }
     return load_config(overrides=settings | changes)
 
 

@@ -244,6 +244,7 @@ SMALL = {
     "training.num_epochs": 2,
     "training.minibatch_size": 8,
     "runtime.device": "cpu",
+    "runtime.workers": 0,
 }
 
 

@@ -64,9 +64,24 @@ class TrainConfig(Settings):
                 f"{samples:,} samples in a rollout; allowed: <= {MAX_SAMPLES:,}",
                 "training",
             )
+        self._require_workers_for_something()
         length = self.training.sequence_length
         if self.policy.memory == "none" and self.policy.module is None and length != TrainingConfig.sequence_length:
             raise ConfigError(
                 f"training.sequence_length={length!r}: would be ignored: policy.memory is none; choose gru or lstm",
                 "training",
+            )
+
+    def _require_workers_for_something(self) -> None:
+        workers, env = self.runtime.num_workers, self.env
+        if workers == 0:
+            return
+        if env.vectorization != "sync":
+            how = f"env.vectorization {env.vectorization!r} has its own way"
+            raise ConfigError(f"runtime.workers={workers}: would be ignored: {how}; use 0, auto, or sync", "runtime")
+        if workers >= env.num_envs:
+            raise ConfigError(
+                f"runtime.workers={workers}: with env.num_envs={env.num_envs}, of which this process steps its share: "
+                f"allowed: <= {env.num_envs - 1}",
+                "runtime",
             )

@@ -77,10 +77,14 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
     """`value` as `kind`, an int as a float where that is declared; or a `ConfigError` that says what is allowed."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
+        words = words_in(args)
         if value is None and type(None) in args:
             return None
-        (kind,) = (a for a in args if a is not type(None))
-        return check_value(key, value, kind, bounds)
+        if isinstance(value, str) and words:
+            if value not in words:
+                raise ConfigError(f"{key}={value!r}: allowed: {', '.join(words)}, or a number", key)
+            return value
+        return check_value(key, value, plain_kind(args), bounds)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{key}={value!r}: unknown{nearest(str(value), map(str, args))}", key)
@@ -102,6 +106,17 @@ def check_value(key: str, value: Any, kind: Any, bounds: Mapping[str, float]) ->
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_range(key, value, bounds)
     return value
+
+
+def words_in(options: Iterable[Any]) -> tuple[str, ...]:
+    """The words that a setting takes in the place of its plain kind, as `auto`; `options` are the parts of its type."""
+    return tuple(word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option))
+
+
+def plain_kind(options: Iterable[Any]) -> Any:
+    """What a setting is where it is neither nothing nor one of its words."""
+    (kind,) = (o for o in options if o is not type(None) and typing.get_origin(o) is not Literal)
+    return kind
 
 
 def _word(key: str, name: Any) -> str:

@@ -10,7 +10,7 @@ from ppo_kl.errors import ConfigError
 
 Vectorization = Literal["sync", "async", "native"]
 MAX_PROCESSES = 1024
-"""Of `vectorization: async`: each is an interpreter of its own, which takes 100 MB and more."""
+"""That step environments: each is an interpreter of its own, which takes 100 MB and more."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class EnvConfig(Settings):
     num_envs: int = setting(8, at_least=1, at_most=65_536)
     """Copies stepped side by side (N)."""
     vectorization: Vectorization = "sync"
-    """sync: one process; async: one process per copy; native: the environment's own vector entry point."""
+    """sync: this process, and those of runtime.workers; async: a process for each copy; native: the environment's own
+    vector entry point."""
     timeout: float = setting(60.0, above=0, at_most=1_000_000)
-    """async: seconds that a process may take for one answer before the run ends with an error; time in which the run
-    itself was stopped, as by SIGSTOP, does not count."""
+    """Seconds that a process beside this one may take for an answer of one copy before the run ends with an error; time
+    in which the run itself was stopped, as by SIGSTOP, does not count."""
     nonfinite: Literal["stop", "truncate"] = "stop"
     """What a NaN or an infinity from an environment does: ends the run, or cuts that episode at its last good step."""
     normalize_obs: bool = False
@@ -52,9 +53,7 @@ class EnvConfig(Settings):
             raise ConfigError(f"id={self.id!r}: expected one colon at most, as in package.module:Id", "id")
         if self.vectorization == "native":
             reason = "belongs to single environments, not to vectorization 'native'; use sync or async"
-            require_default(self, ("wrappers", "nonfinite"), reason)
+            require_default(self, ("wrappers", "nonfinite", "timeout"), reason)
         if self.vectorization == "async" and self.num_envs > MAX_PROCESSES:
             message = f"num_envs={self.num_envs!r}: allowed: <= {MAX_PROCESSES} processes with vectorization 'async'"
             raise ConfigError(f"{message}; use sync or native for more", "num_envs")
-        if self.vectorization != "async":
-            require_default(self, ("timeout",), f"belongs to vectorization 'async', not to {self.vectorization!r}")

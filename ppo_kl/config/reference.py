@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from ppo_kl.config import TrainConfig
-from ppo_kl.config.checked import Settings, allowed, types_of
+from ppo_kl.config.checked import Settings, allowed, plain_kind, types_of, words_in
 from ppo_kl.config.objective import KINDS, Part
 from ppo_kl.config.presets import PUBLISHED
 from ppo_kl.config.unknown import groups
@@ -97,7 +97,8 @@ def _type(kind: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{word}`" for word in args)
     if origin in (types.UnionType, typing.Union):
-        return " ".join(["none or", *(_type(arg) for arg in args if arg is not type(None))])
+        instead = [*(f"`{word}`" for word in words_in(args)), *(["none"] if type(None) in args else [])]
+        return " or ".join([*instead, _type(plain_kind(args))])
     if origin is tuple:
         return f"list of {_type(args[0])}"
     if origin is dict:

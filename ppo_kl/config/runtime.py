@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ppo_kl.config.checked import Settings, setting
+from ppo_kl.config.env import MAX_PROCESSES
 from ppo_kl.errors import ConfigError
 
 
@@ -19,6 +20,9 @@ class RuntimeConfig(Settings):
     """Whether gradient steps are compiled, several times faster after 5 to 30 s; auto: where that pays off."""
     num_threads: int = setting(1, at_least=1, at_most=1024)
     """CPU threads inside one PyTorch operation, set by `train`; small networks are fastest with 1."""
+    workers: Literal["auto"] | int = setting("auto", at_least=0, at_most=MAX_PROCESSES)
+    """How many processes beside this one step a share of the copies of a sync environment, each on one thread; 0: all
+    are stepped here; auto: `train` measures how many pay, an `Agent` made by hand takes 0."""
     checkpoint_every: int = setting(20, at_least=1, at_most=1_000_000_000)
     """Iterations between checkpoints; the end of a run, SIGINT, SIGTERM and SIGHUP always save one."""
     keep_checkpoints: int = setting(3, at_least=1, at_most=1_000_000_000)
@@ -29,3 +33,8 @@ class RuntimeConfig(Settings):
         name, _, index = self.device.partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
             raise ConfigError(f"device={self.device!r}: allowed: auto, cpu, cuda, cuda:<index>", "device")
+
+    @property
+    def num_workers(self) -> int:
+        """Processes beside this one, where nobody has measured how many pay: none."""
+        return 0 if self.workers == "auto" else self.workers

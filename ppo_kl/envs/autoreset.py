@@ -38,7 +38,7 @@ class Step(NamedTuple):
     over: Array
     """`[N]` bool; where an episode ended whose return counts: of a game, not of one of its lives."""
     begun: Array
-    """`[N]` bool; where `obs` begins an episode."""
+    """`[N]` bool; where `obs` begins an episode. As `valid` and `over`, not to be written into."""
     action_mask: Array | None
     """Which actions may be taken next, `[N, M]` bool; none where no environment says."""
     nonfinite: int
@@ -49,7 +49,8 @@ class Environments:
     """N environments behind one interface.
 
     Args:
-        env: a Gymnasium vector environment that declares its autoreset mode.
+        env: a Gymnasium vector environment that declares its autoreset mode. What it answers is checked and copied, but
+            for one that says by `answers_fit` that its arrays are what its spaces promise, and new with every step.
         reset_seed: given to the first reset; none where every environment seeds its own episodes.
 
     Raises:
@@ -74,6 +75,11 @@ class Environments:
         self.episodes_begun = np.zeros(self.num_envs, np.int64)
         self._reset_seed = reset_seed
         self._only_resets = np.zeros(self.num_envs, bool)
+        self._some_only_reset = False
+        self._fits = bool(getattr(env, "answers_fit", False))
+        self._plain = len(self.parts) == 1 and self.parts[0].path == () and self.parts[0].kind != "index"
+        # What most steps answer; they share it, so nobody may write into it.
+        self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         self.steps_done = 0
 
     def reset(self) -> Any:
@@ -81,6 +87,7 @@ class Environments:
         obs, info = self._called("reset", seed=self._reset_seed)
         self.episodes_begun += 1
         self._only_resets[:] = False
+        self._some_only_reset = False
         self.action_mask = self._mask_in(info)
         return self._copied(obs)
 
@@ -88,9 +95,20 @@ class Environments:
         """Step every environment; `action` is `[N, ...]`, or a dict or tuple of such, as the action space has it."""
         sent, reward, terminated, truncated, info = self._called("step", action)
         self.steps_done += 1
-        obs, reward = self._copied(sent), self._of_each("reward", reward, np.float64)
-        terminated = self._of_each("terminated", terminated, bool)
-        truncated = self._of_each("truncated", truncated, bool) & ~terminated
+        if self._fits:
+            obs = sent if self._plain else read(self.parts, sent)
+        else:
+            obs, reward = self._copied(sent), self._of_each("reward", reward, np.float64)
+            terminated = self._of_each("terminated", terminated, bool)
+            truncated = self._of_each("truncated", truncated, bool)
+        if np.count_nonzero(terminated) + np.count_nonzero(truncated) or self._some_only_reset or info:
+            return self._rare_step(obs, reward, terminated, truncated & ~terminated, info)
+        self.action_mask = None
+        none = self._none
+        return Step(obs, reward, terminated, truncated, self._all, {}, none, none, None, 0)
+
+    def _rare_step(self, obs: Any, reward: Array, terminated: Array, truncated: Array, info: dict[str, Any]) -> Step:
+        """A step in which an episode ended or began, or an environment said more than it must."""
         valid = ~self._only_resets
         done = (terminated | truncated) & valid
         ended = np.flatnonzero(done)
@@ -103,12 +121,13 @@ class Environments:
             final_obs = {int(i): over_parts(lambda x, i=i: x[i].copy(), obs) for i in ended}
         if self.mode is AutoresetMode.NEXT_STEP:
             begun, self._only_resets = self._only_resets, done
+            self._some_only_reset = len(ended) > 0
         elif self.mode is AutoresetMode.DISABLED and len(ended):
             sent, at_reset = self._called("reset", options={"reset_mask": done})
             obs = self._copied(sent)
             self.action_mask = _both(self.action_mask, self._mask_in(at_reset, unused=~done))
         self.episodes_begun += begun
-        cut = info.get("final_info", info).get("nonfinite", np.zeros(0))
+        cut = info.get("final_info", info).get("nonfinite")
         return Step(
             obs,
             reward,
@@ -119,7 +138,7 @@ class Environments:
             info.get("episode_over", done) & done,
             begun.copy(),
             self.action_mask,
-            int(np.sum(cut)),
+            0 if cut is None else int(np.sum(cut)),
         )
 
     @property
@@ -152,7 +171,7 @@ class Environments:
     def _copied(self, sent: Any, *, single: bool = False) -> Any:
         """Observations as arrays of our own, `[N, *obs]`, or `[*obs]` of a single environment."""
         try:
-            obs = over_parts(np.array, read(self.parts, sent))
+            obs = np.array(sent) if self._plain else over_parts(np.array, read(self.parts, sent))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self._fault(f"the observations are {sent!r} ({type(error).__name__}: {error})") from error
         for part, (_, x) in zip(self.parts, each_part(obs), strict=True):

@@ -74,7 +74,7 @@ def _wrapped(env: gym.Env[Any, Any], name: str, kwargs: dict[str, Any], video: s
         kwargs = {**kwargs, "name_prefix": f"{kwargs.get('name_prefix', 'rl-video')}{video}"}
         first = kwargs.pop("first", None)
         if first is not None:
-            kwargs["episode_trigger"] = first.__gt__
+            kwargs["episode_trigger"] = lambda episode: episode < first
     wrapper = wrapper_named(name)
     try:
         return wrapper(env, **{key: _as_tuple(value) for key, value in kwargs.items()})

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.atari import WholeGames, atari_kwargs, is_atari
@@ -19,7 +19,7 @@ from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.build import build, cannot_make, prepare
 from ppo_kl.envs.envpool import is_envpool, make_envpool
 from ppo_kl.envs.guard import GuardedEnv, episode_seed
-from ppo_kl.envs.snapshot import ReplayableEnvs
+from ppo_kl.envs.serial import SerialVectorEnv
 from ppo_kl.envs.workers import WorkerVectorEnv, require_alike
 from ppo_kl.errors import ConfigError, EnvWorkerError, PPOKLError
 from ppo_kl.imports import attribute_named, import_modules, module_of
@@ -27,19 +27,29 @@ from ppo_kl.imports import attribute_named, import_modules, module_of
 EVALUATION = 1_000_000
 """First environment index of evaluation, far from training's, so that no random stream serves both."""
 
+MEASURED = 2_000_000
+"""Index of the environment whose steps are timed before a run, see `ppo_kl.envs.worker_count`."""
 
 VIDEO = {0: "", EVALUATION: "-evaluation"}
 """The copies that record a video, if any do, and how its files are told apart."""
 
 
-class _MakeEnv:
-    """Makes one seeded environment, in this process or in a worker."""
+class MakeEnv:
+    """Makes one seeded environment, in this process or in a worker.
+
+    Args:
+        config: which.
+        seed: the run's.
+        index: of the environment.
+        episode: how many it began in an earlier part of the run.
+    """
 
     def __init__(self, config: EnvConfig, seed: int, index: int, episode: int) -> None:
         self.config, self.seed, self.index, self.episode = config, seed, index, episode
         self._parent = os.getpid()
 
     def __call__(self) -> gym.Env[Any, Any]:
+        """The environment, guarded."""
         if os.getpid() != self._parent:
             # In the parent they are imported, or `build` would have refused; a process that was not forked has not.
             import_modules(filter(None, map(module_of, (self.config.id, *self.config.wrappers))), "env")
@@ -64,6 +74,7 @@ def make_vector_env(
     first_env: int = 0,
     first_episode: Sequence[int] | None = None,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+    workers: int = 0,
 ) -> Environments:
     """The environments of a run.
 
@@ -72,7 +83,9 @@ def make_vector_env(
         seed: the run's.
         first_env: index of the first environment, see `EVALUATION`.
         first_episode: how many episodes each environment began in an earlier part of the run, `[N]`; none: 0.
-        autoreset: of sync environments; async ones reset in the same step, and a native one has its own way.
+        autoreset: of sync environments that are all stepped here, SAME_STEP in training; those in workers reset in the
+            same step, and a native one has its own way.
+        workers: how many processes beside this one step a share of sync environments.
 
     Returns:
         Environments whose every episode is seeded by `episode_seed`; a native vector environment only at its start.
@@ -90,23 +103,28 @@ def make_vector_env(
         # Refused here, before a process begins.
         for name in filter(module_of, (config.id, *config.wrappers)):
             attribute_named(name, "env.id" if name == config.id else "env.wrappers")
-        makers = [_MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
-        if config.vectorization == "async":
-            made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id))
+        makers = [MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
+        processes = None if config.vectorization == "async" else workers
+        if processes != 0:
+            made = Environments(WorkerVectorEnv(makers, timeout=config.timeout, name=config.id, workers=processes))
         else:
             made = Environments(_sync(makers, autoreset))
     made.episodes_begun[:] = episodes
     return made
 
 
-def _sync(makers: list[_MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
+def _sync(makers: list[MakeEnv], autoreset: AutoresetMode) -> VectorEnv[Any, Any, Any]:
     with contextlib.ExitStack() as unfinished:
         envs = []
         for make in makers:
             envs.append(make())
             unfinished.callback(envs[-1].close)
         require_alike([(env.observation_space, env.action_space) for env in envs], makers[0].config.id)
-        made = ReplayableEnvs([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
+        made: VectorEnv[Any, Any, Any]
+        if autoreset is AutoresetMode.SAME_STEP:
+            made = SerialVectorEnv(envs)
+        else:
+            made = SyncVectorEnv([functools.partial(_itself, env) for env in envs], autoreset_mode=autoreset)
         unfinished.pop_all()
     return made
 

@@ -5,18 +5,16 @@ No environment need know how to save itself, and what stands in a checkpoint is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from gymnasium.vector import SyncVectorEnv
-from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import iterate
 from torch import Tensor
 
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.errors import CheckpointError, EnvDataError
-from ppo_kl.observations import Array, Obs, each_part, over_parts, stored
+from ppo_kl.observations import Array, Obs, each_part, stored
 
 
 class Snapshot(NamedTuple):
@@ -72,22 +70,6 @@ class RunningEpisodes:
             more -= len(self.actions.pop(0))
 
 
-class ReplayableEnvs(SyncVectorEnv):
-    """Gymnasium's environments of one process, which can go through the actions of their episodes again."""
-
-    def replay(self, actions: Sequence[Sequence[Any]]) -> tuple[Any, Array, Array, dict[str, Any]]:
-        """Begin an episode everywhere and go on by the actions of each; see `GuardedEnv.replay`."""
-        envs: Sequence[Any] = self.envs
-        answers = [env.replay(taken) for env, taken in zip(envs, actions, strict=True)]
-        obs, returns, over, infos = zip(*answers, strict=True)
-        merged: dict[str, Any] = {}
-        for i, info in enumerate(infos):
-            merged = self._add_info(merged, info, i)
-        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        batched = concatenate(self.single_observation_space, obs, empty)
-        return batched, np.array(returns, np.float64), np.array(over, bool), merged
-
-
 def return_to(envs: Environments, snapshot: Snapshot, to_env: Callable[[Tensor], Any]) -> Any:
     """Bring environments that were made to begin the snapshot's episodes to where it was taken.
 
@@ -127,11 +109,6 @@ def return_to(envs: Environments, snapshot: Snapshot, to_env: Callable[[Tensor],
             "same seed"
         )
     return obs
-
-
-def kept(envs: Environments, obs: Any) -> Obs:
-    """Observations as `Environments` hands them out, as a snapshot keeps them."""
-    return over_parts(torch.from_numpy, stored(envs.parts, obs))
 
 
 def _rows_that_differ(now: Array | None, then: Array | None, num_envs: int) -> Array:

@@ -53,7 +53,7 @@ class Family(Protocol):
     def mode(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """The most likely action of each row."""
 
-    def to_env(self, action: Tensor) -> Any:
+    def to_env(self, action: Tensor | Array) -> Any:
         """The actions as the environment takes them: an array, or a dict or tuple of them, each `[*, ...]`."""
 
 
@@ -102,9 +102,9 @@ class CategoricalFamily:
         """The action with the largest logit."""
         return _masked(params, action_mask).argmax(-1)
 
-    def to_env(self, action: Tensor) -> Array:
+    def to_env(self, action: Tensor | Array) -> Array:
         """`[*]` integers in [start, start + n), in the space's dtype."""
-        return as_dtype(action.cpu().numpy() + self.start, self.dtype)
+        return as_dtype(on_host(action) + self.start, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,10 @@ class MultiCategoricalFamily:
         """The action with the largest logit of each head, `[*, heads]`."""
         return self._heads(_masked(params, action_mask)).argmax(-1)
 
-    def to_env(self, action: Tensor) -> Array:
+    def to_env(self, action: Tensor | Array) -> Array:
         """`[*, *shape]` integers, head i in [start_i, start_i + n_i)."""
         shape = (len(self.sizes),) if self.shape is None else self.shape
-        return as_dtype((action.cpu().numpy() + np.array(self.starts)).reshape(*action.shape[:-1], *shape), self.dtype)
+        return as_dtype((on_host(action) + np.array(self.starts)).reshape(*action.shape[:-1], *shape), self.dtype)
 
     def _heads(self, flat: Tensor) -> Tensor:
         """`[*, Σn]` -> `[*, heads, largest n]`, what a head does not have filled with −inf."""
@@ -218,9 +218,9 @@ class BernoulliFamily:
         refuse_mask(action_mask)
         return at_least_float32(params > 0)
 
-    def to_env(self, action: Tensor) -> Array:
+    def to_env(self, action: Tensor | Array) -> Array:
         """`[*, *shape]` int8."""
-        return as_dtype(action.cpu().numpy().reshape(*action.shape[:-1], *self.shape), "int8")
+        return as_dtype(on_host(action).reshape(*action.shape[:-1], *self.shape), "int8")
 
 
 # --- Dict, Tuple ------------------------------------------------------------------------------------------------------
@@ -288,9 +288,9 @@ class JointFamily:
         """The mode of each part, side by side."""
         return self._beside([family.mode(x, mask) for family, x, mask in self._split(params, action_mask)])
 
-    def to_env(self, action: Tensor) -> Any:
+    def to_env(self, action: Tensor | Array) -> Any:
         """A dict or a tuple of what the parts send, each `[*, ...]`."""
-        columns = torch.split(action, self._widths, -1)
+        columns = np.split(on_host(action), np.cumsum(self._widths)[:-1], -1)
         sent = {
             key: family.to_env(x if family.action_shape else x[..., 0])
             for (key, family), x in zip(self.parts, columns, strict=True)
@@ -337,6 +337,11 @@ def refuse_mask(action_mask: Tensor | None) -> None:
     """For families without single actions to rule out."""
     if action_mask is not None:
         raise ValueError("action_mask: only the choices of Discrete and MultiDiscrete can be masked; give none")
+
+
+def on_host(action: Tensor | Array) -> Array:
+    """Actions as an array, without a copy where they are on the CPU."""
+    return action if isinstance(action, np.ndarray) else action.cpu().numpy()
 
 
 def as_dtype(values: Array, dtype: str) -> Array:

@@ -136,5 +136,7 @@ def inward_clamp(x: Tensor, low: float, high: float) -> Tensor:
         low: lower bound.
         high: upper bound.
     """
+    if not torch.is_grad_enabled():
+        return x.clamp(low, high)  # without the cost of a function of our own
     clamped: Tensor = _InwardClamp.apply(x, low, high)  # type: ignore[no-untyped-call]
     return clamped

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_kl.observations import Obs, Part, each_part
+from ppo_kl.policies.discounting import discounted_sums
 
 CLIP = 10.0
 """Normalised observations and rewards are clipped at ± this."""
@@ -57,9 +58,12 @@ class VectorNormalizer(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """`[B, *shape]` -> the same, float32."""
         obs = obs.float()
-        std = (self.moments.var + EPS).sqrt()
-        normalized = ((obs - self.moments.mean) / std).clamp(-CLIP, CLIP).float()
+        normalized = ((obs - self.moments.mean) / self.std()).clamp(-CLIP, CLIP).float()
         return torch.where(self.moments.count > 0, normalized, obs)
+
+    def std(self) -> Tensor:
+        """What is divided by, `[*shape]` float64; never 0."""
+        return (self.moments.var + EPS).sqrt()
 
 
 class ObservationNormalizer(nn.Module):
@@ -133,12 +137,12 @@ class RewardScaler(nn.Module):
         if self.moments is None:
             return
         reward = self._shaped(reward)
-        # NumPy: a loop over [N] tensors would cost ten times as much.
-        rewards, ends, counts = (x.cpu().numpy() for x in (reward.double(), done, valid))
-        running = self.running.cpu().numpy().copy()
-        returns = np.empty_like(rewards)
-        for t in range(len(rewards)):
-            returns[t] = running = np.where(counts[t], running * self.gamma + rewards[t], running)
-            running = np.where(ends[t] & counts[t], 0.0, running)
-        self.running.copy_(torch.from_numpy(running))
+        rewards, ends, counts = (x.cpu().numpy() for x in (reward.double(), done & valid, valid))
+        # What is left of the return before each row: nothing after an end, all of it where the row does not count.
+        left = np.where(counts, self.gamma, 1.0)
+        left[1:][ends[:-1]] = 0.0
+        gained = np.where(counts, rewards, 0.0)
+        gained[0] += left[0] * self.running.cpu().numpy()
+        returns = discounted_sums(gained[::-1], left[::-1])[::-1]
+        self.running.copy_(torch.from_numpy(np.where(ends[-1], 0.0, returns[-1])))
         self.moments.update_(torch.from_numpy(returns[counts]).to(self.running.device))

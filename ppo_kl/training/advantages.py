@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppo_kl.objectives.reduction import valid_mean
+from ppo_kl.policies.discounting import discounted_sums
 
 
 def gae(
@@ -39,19 +40,13 @@ def gae(
 
     Source: Schulman 2016 (arXiv:1506.02438), eq. 16; Pardo 2018 (arXiv:1712.00378) for truncation.
     """
-    # NumPy in float64: a loop over [N] tensors would take ten times as long.
     r, v, following = (x.double().cpu().numpy() for x in (reward, value, next_value))
     ends_for_good, counts = terminated.cpu().numpy(), valid.cpu().numpy()
-    goes_on = ~(ends_for_good | truncated.cpu().numpy())
-    goes_on &= counts
+    goes_on = ~(ends_for_good | truncated.cpu().numpy()) & counts
     # `where` and not a product: a value that is not finite must not leak through 0 · NaN into another episode.
     with np.errstate(invalid="ignore"):
         delta = np.where(counts, r + gamma * np.where(ends_for_good, 0.0, following) - v, 0.0)
-        adv = np.zeros_like(delta)
-        trace = np.zeros(delta.shape[1:])
-        for t in range(len(delta) - 1, -1, -1):
-            trace = delta[t] + np.where(goes_on[t], gamma * gae_lambda * trace, 0.0)
-            adv[t] = trace
+        adv = discounted_sums(delta, np.where(goes_on, gamma * gae_lambda, 0.0))
         ret = np.where(counts, adv + v, 0.0)
     advantages, returns = (torch.from_numpy(x).to(reward.device, torch.float32) for x in (adv, ret))
     return advantages, returns

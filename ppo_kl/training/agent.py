@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Agent:
             config = env
         resolve_device(config.runtime.device)  # refused here, before any environment is made
         require_threshold(config.training.kl_stop, config.objective)
-        envs = make_vector_env(config.env, config.seed)
+        envs = make_vector_env(config.env, config.seed, workers=config.runtime.num_workers)
         try:
             self._build(config, _spaces_of(envs, config))
             if config.init_from is not None:
@@ -156,24 +156,24 @@ class Agent:
             metrics = done.metrics | self._evaluated()
             yield Iteration(self, self.iterations, self.steps, total_steps, metrics, done.histograms, done.seconds)
 
-    def settle(self) -> str:
-        """Settle what `auto` leaves open, for the rest of the configured steps; the configuration then says what it is.
+    def settle(self) -> list[str]:
+        """Settle whether to compile, where that is left open, for the rest of the configured steps.
 
         Returns:
-            How gradient steps are run, and why, as a sentence.
+            What was chosen and why, a line; nothing where the configuration says it. Afterwards it does.
         """
         choice = self._weigh_compiling(self.config.total_steps - self.steps)
-        runtime = dataclasses.replace(self.config.runtime, compile="on" if choice.compiled else "off")
-        self.config = dataclasses.replace(self.config, runtime=runtime)
+        if choice is None:
+            return []
+        chosen: Literal["on", "off"] = "on" if choice.compiled else "off"
+        self.config = dataclasses.replace(self.config, runtime=dataclasses.replace(self.config.runtime, compile=chosen))
         self._config_text = to_yaml(self.config)
-        return f"Gradient steps are {'compiled' if choice.compiled else 'eager'}: {choice.reason}"
+        return [f"runtime.compile auto: {chosen}: {choice.reason}"]
 
-    def _weigh_compiling(self, num_steps: int) -> Choice:
-        asked = self.config.runtime.compile
-        if asked != "auto":
-            return Choice(asked == "on", f"runtime.compile={asked}")
-        if self.learner.compiled is not None:
-            return Choice(True, "they were compiled before")
+    def _weigh_compiling(self, num_steps: int) -> Choice | None:
+        """Compile if that is left open and pays off in `num_steps` environment steps; none where nothing is open."""
+        if self.config.runtime.compile != "auto" or self.learner.compiled is not None:
+            return None
         choice = choose(self.learner, self.parts, self.config, num_steps)
         if choice.compiled:
             self.learner.compile()
@@ -247,7 +247,8 @@ class Agent:
         return collector
 
     def _environments(self, first_episode: Sequence[int]) -> Environments:
-        envs = make_vector_env(self.config.env, self.config.seed, first_episode=first_episode)
+        config, workers = self.config, self.config.runtime.num_workers
+        envs = make_vector_env(config.env, config.seed, first_episode=first_episode, workers=workers)
         if _spaces_of(envs, self.config) != self.spaces:
             envs.close()
             raise CheckpointError(

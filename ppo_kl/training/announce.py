@@ -74,8 +74,10 @@ def _what_runs(agent: Agent) -> str:
     config = agent.config
     samples = config.env.num_envs * config.training.num_steps
     whole = f" in one minibatch, not of {size}" if (size := config.training.minibatch_size) > samples else ""
+    workers = f", {n} worker{'s' if n > 1 else ''}" if (n := config.runtime.num_workers) else ""
     return (
-        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}), objective {config.objective.name}, "
+        f"{config.env.id} × {config.env.num_envs} ({config.env.vectorization}{workers}), "
+        f"objective {config.objective.name}, "
         f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
         f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}, gradient steps "
         f"{'eager' if agent.learner.compiled is None else 'compiled'}"

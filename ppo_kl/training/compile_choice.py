@@ -43,8 +43,8 @@ def choose(learner: Learner, parts: tuple[Part, ...], config: TrainConfig, num_s
     recurrent = bool(learner.policy.initial_state(1))
     saved, needed = planned * SAVED * overhead(learner, parts), SECONDS_RECURRENT if recurrent else SECONDS
     if saved > needed:
-        return Choice(True, f"saves about {saved:.0f} s in {planned:,} of them, and takes up to {needed:.0f} s")
-    return Choice(False, f"to compile takes up to {needed:.0f} s and would save {saved:.0f} s in {planned:,} of them")
+        return Choice(True, f"takes up to {needed:.0f} s and saves about {saved:.0f} s in {planned:,} gradient steps")
+    return Choice(False, f"takes up to {needed:.0f} s and would save {saved:.0f} s in {planned:,} gradient steps")
 
 
 def planned_gradient_steps(config: TrainConfig, num_steps: int) -> int:

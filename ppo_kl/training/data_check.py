@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppo_kl.envs.autoreset import Environments
-from ppo_kl.envs.guard import is_usable
+from ppo_kl.envs.guard import all_usable, is_usable
 from ppo_kl.errors import EnvDataError, EnvWarning
 from ppo_kl.observations import Array, Part, bounds_of, each_part
 
@@ -32,7 +32,8 @@ class DataCheck:
             EnvDataError: a number is not finite in float32, or an index is not in its space.
         """
         for part, (_, x) in zip(self.parts, each_part(obs), strict=True):
-            if x.dtype.kind in "fi":
+            kind = x.dtype.kind
+            if kind == "i" or (kind == "f" and not all_usable(x)):
                 _require_usable(part, x, step, first_env)
 
     def rewards(self, reward: Array, step: int) -> None:
@@ -41,6 +42,8 @@ class DataCheck:
         Raises:
             EnvDataError: one is not.
         """
+        if all_usable(reward):
+            return
         usable = is_usable(reward)
         if not usable.all():
             i = int(usable.argmin())

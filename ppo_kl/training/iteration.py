@@ -17,7 +17,8 @@ from ppo_kl.diagnostics.measure import kl_before, measure, peak_memory_mb
 from ppo_kl.errors import EnvDataError
 from ppo_kl.observations import over_parts
 from ppo_kl.training.advantages import gae, normalize_advantages
-from ppo_kl.training.collector import Collector, EpisodeStats
+from ppo_kl.training.collector import Collector
+from ppo_kl.training.episodes import EpisodeStats
 from ppo_kl.training.stopwatch import Seconds, Stopwatch
 
 if TYPE_CHECKING:

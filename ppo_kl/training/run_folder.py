@@ -21,6 +21,7 @@ import torch
 from ppo_kl.atomic import write_atomically
 from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.rows import METRICS, rows_of
+from ppo_kl.envs.cores import cores_allowed
 from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.load import to_yaml
 
@@ -128,11 +129,11 @@ class Metadata:
     Args:
         folder: the run's.
         device: what it trains on.
-        threads: CPU threads inside one PyTorch operation.
+        config: of the run, with the threads and processes it takes.
         inexact: why the run is not, bit for bit, one that goes on without a stop; none where it is.
     """
 
-    def __init__(self, folder: Path, device: torch.device, threads: int, inexact: str | None = None) -> None:
+    def __init__(self, folder: Path, device: torch.device, config: TrainConfig, inexact: str | None = None) -> None:
         self._path = folder / "metadata.json"
         earlier: list[Any] = []
         if self._path.exists():
@@ -145,8 +146,11 @@ class Metadata:
             "hardware": {
                 "machine": platform.machine(),
                 "cpus": os.cpu_count(),
+                "cores_allowed": cores_allowed(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "threads": threads,
+                "threads": config.runtime.num_threads,
+                "workers": config.env.num_envs if config.env.vectorization == "async" else config.runtime.num_workers,
+                "threads_of_a_worker": 1,
             },
             "exact_resume": inexact is None,
             "inexact_because": inexact,

@@ -19,6 +19,7 @@ from ppo_kl.diagnostics.console import TrainingConsole
 from ppo_kl.diagnostics.history import History, read_history
 from ppo_kl.diagnostics.rows import METRICS, finite_in, rows_of
 from ppo_kl.diagnostics.writers import JsonLinesWriter, Writer
+from ppo_kl.envs.worker_count import choose_workers
 from ppo_kl.errors import CheckpointError, ConfigError, OutputError, PPOKLError
 from ppo_kl.load import differing, read_config, to_yaml
 from ppo_kl.training import announce, run_folder
@@ -62,18 +63,27 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
         EnvDataError: an environment sent something that is not finite; the last good state is saved.
         DivergedError: the update stayed non-finite; the last good state is saved.
     """
-    # What `auto` means here is written down once and used again on resume.
-    device = str(resolve_device(config.runtime.device))
-    config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+    config, settled = _resolved(config)
     if config.init_from is not None:
         config = dataclasses.replace(config, init_from=str(checkpoint.path_from(Path(config.init_from))))
     torch.set_num_threads(config.runtime.num_threads)
     agent = Agent(config)
     with closing(agent), stop_on_signals() as stop:
-        settled = agent.settle()
+        settled += agent.settle()
         folder = run_folder.create(agent.config)
         with run_folder.claimed(folder):
-            return _run(agent, folder, callbacks, quiet, stop, settled=[settled])
+            return _run(agent, folder, callbacks, quiet, stop, settled=settled)
+
+
+def _resolved(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """What `auto` means here, to be written down once and used again on resume; and how it was chosen, line by line."""
+    runtime, lines = config.runtime, []
+    runtime = dataclasses.replace(runtime, device=str(resolve_device(runtime.device)))
+    if runtime.workers == "auto":
+        workers, why = choose_workers(config.env, config.seed)
+        runtime = dataclasses.replace(runtime, workers=workers)
+        lines.append(f"runtime.workers auto: {workers}: {why}")
+    return dataclasses.replace(config, runtime=runtime), lines
 
 
 def resume(
@@ -172,7 +182,7 @@ def _run(
     config = agent.config
     resumed_at, inexact = None if part is None else part.steps, _inexact(agent, part)
     with _output(folder):
-        metadata = run_folder.Metadata(folder, agent.device, config.runtime.num_threads, inexact)
+        metadata = run_folder.Metadata(folder, agent.device, config, inexact)
         writers = _writers(folder, config, resumed_at)
     exit_status, result = 1, None
     boundary = agent.state_dict()

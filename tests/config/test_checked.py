@@ -70,6 +70,9 @@ REFUSED = [
     (RuntimeConfig, "device", "gpu"),
     (RuntimeConfig, "device", "cuda:x"),
     (RuntimeConfig, "compile", "jit"),
+    (RuntimeConfig, "workers", "many"),
+    (RuntimeConfig, "workers", -1),
+    (RuntimeConfig, "workers", 1.5),
 ]
 
 
@@ -84,6 +87,12 @@ def test_nonsense_is_refused_with_key_and_value(group, key, value):
 def test_a_misspelt_choice_gets_the_nearest_one():
     with pytest.raises(ConfigError, match="did you mean 'minibatch'"):
         TrainingConfig(advantage_norm="minibach")
+
+
+def test_a_word_may_stand_in_the_place_of_a_number():
+    assert [RuntimeConfig(workers=n).workers for n in ("auto", 0, 3)] == ["auto", 0, 3]
+    with pytest.raises(ConfigError, match="workers='many': allowed: auto, or a number"):
+        RuntimeConfig(workers="many")
 
 
 def test_a_whole_number_becomes_a_float_where_one_is_declared():

@@ -13,7 +13,7 @@ from toy_envs import FAULTY_ENV, SEED
 
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.autoreset import Environments, Step
-from ppo_kl.envs.guard import is_usable
+from ppo_kl.envs.guard import all_usable, is_usable
 from ppo_kl.envs.make import make_vector_env
 from ppo_kl.errors import EnvDataError, EnvWarning, EnvWorkerError
 
@@ -59,6 +59,24 @@ def test_what_is_finite_in_float32_can_be_used_and_nothing_else(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert is_usable(numbers).tolist() == [True, True, True] + [False] * (len(numbers) - 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3.5e38, -1e300])
+def test_no_array_with_a_number_that_cannot_be_used_passes_the_quick_look(bad, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in (0.0, 1.0, -np.inf):
+            x = np.full((3, 2), number, dtype)
+            with np.errstate(over="ignore"):
+                x[1, 1] = bad
+            assert not all_usable(x)
+        assert all_usable(np.array([[1.0, -6e4], [0.0, 1e-3]], dtype if dtype != np.float16 else np.float32))
+        assert all_usable(np.zeros((0, 2), dtype))
+    # The largest float32 is used, and the next float64 is not.
+    largest = float(np.finfo(np.float32).max)
+    assert all_usable(np.array([largest]))
+    assert not all_usable(np.array([np.nextafter(largest, np.inf)]))
 
 
 @BOTH

@@ -15,10 +15,10 @@ from toy_envs import MODES, SEED, env_config
 
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.make import make_vector_env
-from ppo_kl.envs.snapshot import RunningEpisodes, Snapshot, kept, return_to
+from ppo_kl.envs.snapshot import RunningEpisodes, Snapshot, return_to
 from ppo_kl.envs.workers import WorkerVectorEnv
 from ppo_kl.errors import EnvDataError, EnvWorkerError
-from ppo_kl.observations import each_part
+from ppo_kl.observations import each_part, over_parts, stored
 
 N = 2
 NAMES = ["Counter", "CartPole-v1", "Pendulum-v1", "Everywhere-v0"]
@@ -98,8 +98,8 @@ def stepped(envs: Environments, obs: Any, steps: int, rng: np.random.Generator) 
             begun.append(step.begun)
             told.append([step.reward, step.terminated, *(x for _, x in each_part(step.obs))])
         running.add(torch.stack(actions), np.stack(begun))
-    steps_done = torch.from_numpy(running.steps)
-    return obs, Snapshot(list(running.actions), steps_done, kept(envs, obs), None, torch.from_numpy(returns)), told
+    steps_done, kept = torch.from_numpy(running.steps), over_parts(torch.from_numpy, stored(envs.parts, obs))
+    return obs, Snapshot(list(running.actions), steps_done, kept, None, torch.from_numpy(returns)), told
 
 
 @BOTH
@@ -219,7 +219,7 @@ class Asleep:
 def test_the_time_in_which_the_process_itself_was_stopped_does_not_count_as_a_worker_that_hangs():
     env = WorkerVectorEnv([Slow, Slow], timeout=30.0, name="slow")
     env.reset()
-    env._signs = asleep = Asleep(env._signs)
+    env._workers._signs = asleep = Asleep(env._workers._signs)
     env.step(np.zeros(2, np.int64))
     env.close()
     assert len(asleep.waits) > 1

@@ -19,11 +19,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from faulty_envs import Masked
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from toy_envs import SEED
 
 from ppo_kl.envs.autoreset import Environments
-from ppo_kl.envs.workers import WorkerVectorEnv
+from ppo_kl.envs.guard import GuardedEnv
+from ppo_kl.envs.workers import WorkerVectorEnv, shares_of
 from ppo_kl.errors import ConfigError, EnvDataError, EnvWorkerError
 
 CALLS = ("its constructor", "reset", "step")
@@ -72,25 +76,36 @@ def dies_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def made(call: str = "", fault: Callable[[], Any] | None = None, timeout: float = 20.0) -> WorkerVectorEnv:
+def made(
+    call: str = "", fault: Callable[[], Any] | None = None, timeout: float = 20.0, kind: Any = Broken
+) -> WorkerVectorEnv:
     """Three environments, of which number 1 has the fault."""
-    makers = [Broken, functools.partial(Broken, call, fault), Broken]
+    makers = [Broken, functools.partial(kind, call, fault), Broken]
     return WorkerVectorEnv(makers, timeout=timeout, name=ID)
+
+
+def guarded(make: Any, index: int = 1) -> Callable[[], GuardedEnv]:
+    """Makes an environment as a run has it: checked, and seeded by itself."""
+    return lambda: GuardedEnv(make(), ID, SEED, index, 0)
 
 
 def use(env: WorkerVectorEnv, steps: int = 2) -> None:
     env.reset()
     for _ in range(steps):
-        env.step(np.zeros(3, np.int64))
+        env.step(np.zeros(env.num_envs, np.int64))
 
 
 def error_of(
-    call: str, fault: Callable[[], Any], timeout: float = 20.0, error: type[Exception] = EnvWorkerError
+    call: str,
+    fault: Callable[[], Any],
+    timeout: float = 20.0,
+    error: type[Exception] = EnvWorkerError,
+    kind: Any = Broken,
 ) -> str:
     """What one hears of the fault, within 5 s and with no worker left, although nobody closed the environments."""
     began = time.monotonic()
     with pytest.raises(error) as told:
-        use(made(call, fault, timeout))
+        use(made(call, fault, timeout, kind))
     assert time.monotonic() - began < timeout % 20.0 + 5
     assert not multiprocessing.active_children()
     assert type(told.value) is error
@@ -199,9 +214,23 @@ def test_an_error_of_the_environments_own_connections_is_not_taken_for_one_of_th
     assert f"worker 1: step raised {error.__name__}: the simulator is gone" in error_of("step", fault)
 
 
+class Tells(Broken):
+    """What the fault returns is in the info of its call."""
+
+    def _obs(self, call: str) -> Any:
+        self.info = {"odd": super()._obs(call)} if call == self._call else {}
+        return np.ones(2, np.float32)
+
+    def reset(self, **_: Any) -> tuple[Any, dict]:
+        return super().reset()[0], self.info
+
+    def step(self, action: int) -> Any:
+        return *super().step(action)[:-1], self.info
+
+
 @pytest.mark.parametrize("call", ["reset", "step"])
-def test_an_observation_that_cannot_be_sent_is_the_workers_error(call):
-    told = error_of(call, lambda: lambda: None)
+def test_an_info_that_cannot_be_sent_is_the_workers_error(call):
+    told = error_of(call, lambda: lambda: None, kind=Tells)
     assert f"worker 1: {call} raised" in told
     assert "pickle" in told
 
@@ -211,15 +240,20 @@ class Unreadable:
         return int, ("x",)
 
 
-def test_an_observation_that_cannot_be_read_is_the_workers_error():
-    assert "worker 1: its answer from step cannot be read: ValueError: invalid literal" in error_of("step", Unreadable)
+def test_an_info_that_cannot_be_read_is_the_workers_error():
+    told = error_of("step", Unreadable, kind=Tells)
+    assert "worker 1: its answer from step cannot be read: ValueError: invalid literal" in told
 
 
 @pytest.mark.parametrize("call", ["reset", "step"])
 @pytest.mark.parametrize("obs", [None, np.ones(3, np.float32), "left"], ids=["none", "longer", "text"])
 def test_an_observation_that_does_not_fit_its_space_is_told_with_both(call, obs):
-    told = error_of(call, lambda: obs)
-    assert f"worker 1: the observation from {call} does not fit Box(0.0, 1.0, (2,), float32): {obs!r}" in told
+    def kind(call: str, fault: Any) -> GuardedEnv:
+        return guarded(functools.partial(Broken, call, fault))()
+
+    told = error_of(call, lambda: obs, error=EnvDataError, kind=kind)
+    assert told.startswith(f"environment 1 ({ID}), step {int(call == 'step')} of its episode 0, sent data")
+    assert f"observation has shape {np.shape(obs)}, expected (2,)" in told
 
 
 class Answers(Broken):
@@ -243,10 +277,10 @@ class Answers(Broken):
     ],
     ids=["four-values", "no-reward", "two-flags", "no-info"],
 )
-def test_a_step_that_answers_something_else_is_the_workers_error(answer):
-    env = WorkerVectorEnv([Broken, functools.partial(Answers, answer)], timeout=20.0, name=ID)
+def test_a_step_that_answers_something_else_is_refused(answer):
+    env = WorkerVectorEnv([Broken, guarded(functools.partial(Answers, answer))], timeout=20.0, name=ID)
     env.reset()
-    with pytest.raises(EnvWorkerError, match=r"worker 1: step raised (Type|Value)Error"):
+    with pytest.raises(EnvDataError, match=r"environment 1 .* sent data that cannot be trained on"):
         env.step(np.zeros(2, np.int64))
 
 
@@ -275,7 +309,7 @@ def test_a_process_that_died_while_nobody_asked_is_told_at_the_next_step():
     use(env)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(EnvWorkerError, match=r"worker \d: was killed by SIGKILL during step"):
-        env.step(np.zeros(3, np.int64))
+        env.step(np.zeros(env.num_envs, np.int64))
 
 
 def test_a_death_is_noticed_while_another_worker_is_still_busy():
@@ -387,7 +421,7 @@ def test_close_after_an_error_has_nothing_left_to_do(fault):
     env = made("step", fault, timeout=0.5)
     env.reset()
     with pytest.raises(EnvWorkerError):
-        env.step(np.zeros(3, np.int64))
+        env.step(np.zeros(env.num_envs, np.int64))
     began = time.monotonic()
     env.close()
     assert time.monotonic() - began < 2
@@ -421,7 +455,7 @@ def test_what_interrupts_the_wait_closes_the_workers_so_that_no_late_answer_is_t
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(KeyboardInterrupt):
-            env.step(np.zeros(3, np.int64))
+            env.step(np.zeros(env.num_envs, np.int64))
     finally:
         signal.signal(signal.SIGALRM, before)
     assert env.closed
@@ -479,7 +513,7 @@ if __name__ == "__main__":
     env.reset()
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     if end == "exception":
-        env._pipes[1].send(("step", 1))
+        os.write(env._workers._pipes[1].fileno(), b"s")
         raise RuntimeError("in the learner")
     env.step([0, 1])
 """
@@ -548,27 +582,34 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("seed", [3, [5, None, 5]], ids=["one-seed", "seeds"])
-@pytest.mark.parametrize("make", [functools.partial(gym.make, "CartPole-v1"), Nested], ids=["cartpole", "nested"])
-def test_200_steps_are_those_of_one_process_in_every_array_and_info(make, seed):
-    if isinstance(seed, list):
-        seed[1] = 8
-    there = WorkerVectorEnv([make] * 3, timeout=20.0, name="any")
-    here = SyncVectorEnv([make] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+@pytest.mark.parametrize("workers", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "make", [functools.partial(gym.make, "CartPole-v1"), Nested, Masked], ids=["cartpole", "nested", "masks"]
+)
+def test_200_steps_are_those_of_one_process_in_every_array_and_info(make, workers):
+    makers = [guarded(make, i) for i in range(4)]
+    there = WorkerVectorEnv(makers, timeout=20.0, name="any", workers=workers)
+    here = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
     for name in ("num_envs", "single_observation_space", "single_action_space", "observation_space", "action_space"):
         assert getattr(there, name) == getattr(here, name)
     assert there.metadata["autoreset_mode"] is here.metadata["autoreset_mode"]
-    assert equal(there.reset(seed=seed, options={"a": 1}), here.reset(seed=seed, options={"a": 1}))
+    told = there.reset()
+    assert equal(told, here.reset())
     here.action_space.seed(0)
     ended = 0
     for _ in range(200):
-        action = here.action_space.sample()
-        one, other = there.step(action), here.step(action)
-        assert equal(one, other)
-        ended += "final_obs" in one[-1]
+        action = allowed(here.action_space.sample(), told[-1])
+        told = there.step(action)
+        assert equal(told, here.step(action))
+        ended += "final_obs" in told[-1]
     assert ended >= 10
     there.close()
     here.close()
+
+
+def allowed(actions: Any, info: dict[str, Any]) -> Any:
+    """Random actions, but for environments whose mask leaves a choice that is known."""
+    return info["action_mask"].argmax(1) if "action_mask" in info else actions
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -578,14 +619,20 @@ def test_workers_need_not_be_forked(tmp_path, method):
         textwrap.dedent("""
         import functools, multiprocessing, sys
         import gymnasium
+        from ppo_kl.envs.guard import GuardedEnv
         from ppo_kl.envs.workers import WorkerVectorEnv
+
+        def make(i):
+            return GuardedEnv(gymnasium.make("CartPole-v1"), "any", 7, i, 0)
 
         if __name__ == "__main__":
             multiprocessing.set_start_method(sys.argv[1])
-            env = WorkerVectorEnv([functools.partial(gymnasium.make, "CartPole-v1")] * 2, timeout=30.0, name="any")
-            env.reset(seed=7)
-            print(env.step([0, 1])[0].tolist())
-            env.close()
+            for workers in (None, 1):
+                makers = [functools.partial(make, i) for i in range(2)]
+                env = WorkerVectorEnv(makers, timeout=30.0, name="any", workers=workers)
+                env.reset()
+                print(env.step([0, 1])[0].tolist())
+                env.close()
             try:
                 WorkerVectorEnv([functools.partial(gymnasium.make, "Nothing-v0")], timeout=30.0, name="Nothing-v0")
             except Exception as error:
@@ -593,19 +640,19 @@ def test_workers_need_not_be_forked(tmp_path, method):
         """)
     )
     root = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, str(script), method], env=root, text=True, capture_output=True, timeout=30)
+    done = subprocess.run([sys.executable, str(script), method], env=root, text=True, capture_output=True, timeout=60)
     assert not done.stderr
-    obs, error = done.stdout.split("\n", 1)
-    alone = SyncVectorEnv([functools.partial(gym.make, "CartPole-v1")] * 2)
-    alone.reset(seed=7)
-    assert obs == str(alone.step(np.array([0, 1]))[0].tolist())
+    obs, other_obs, error = done.stdout.split("\n", 2)
+    alone = SyncVectorEnv([guarded(functools.partial(gym.make, "CartPole-v1"), i) for i in range(2)])
+    alone.reset()
+    assert obs == other_obs == str(alone.step(np.array([0, 1]))[0].tolist())
     assert "worker 0: its constructor raised NameNotFound" in error
 
 
 def test_it_serves_the_one_view_of_all_vector_environments():
-    makers = [functools.partial(gym.make, "CartPole-v1")] * 2
-    there = Environments(WorkerVectorEnv(makers, timeout=20.0, name="CartPole-v1"), reset_seed=7)
-    here = Environments(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), reset_seed=7)
+    makers = [guarded(functools.partial(gym.make, "CartPole-v1"), i) for i in range(2)]
+    there = Environments(WorkerVectorEnv(makers, timeout=20.0, name="CartPole-v1"))
+    here = Environments(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
     assert equal(there.reset(), here.reset())
     ended = 0
     for _ in range(60):
@@ -627,7 +674,7 @@ class OneArray(Broken):
 
 
 def test_the_last_observation_stays_what_it_was_where_the_reset_writes_into_the_same_array():
-    env = WorkerVectorEnv([OneArray, OneArray], timeout=20.0, name=ID)
+    env = WorkerVectorEnv([guarded(OneArray), guarded(OneArray)], timeout=20.0, name=ID)
     env.reset()
     shown = [env.step(np.zeros(2, np.int64)) for _ in range(3)]
     assert [obs[0, 0] for obs, *_ in shown] == [1, 2, 0]
@@ -685,6 +732,127 @@ def test_environments_that_differ_are_refused_with_both_spaces():
         assert not multiprocessing.active_children()
         differ = f"number 2 has the {kind} space Box(0.0, 2.0, (5,), float32), number 0 has {first[kind]}"
         assert differ in str(told.value)
+
+
+# --- several environments in a process, and some in this one ----------------------------------------------------------
+
+
+def test_environments_are_shared_out_in_their_order_and_this_process_has_the_smallest_share():
+    assert [list(share) for share in shares_of(8, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [list(share) for share in shares_of(5, 1)] == [[0, 1], [2, 3, 4]]
+    assert [list(share) for share in shares_of(8, 2)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    for num_envs in range(1, 20):
+        for workers in range(num_envs):
+            shares = shares_of(num_envs, workers)
+            assert [i for share in shares for i in share] == list(range(num_envs))
+            sizes = list(map(len, shares))
+            assert len(sizes) == workers + 1
+            assert sizes[0] == min(sizes) >= max(sizes) - 1
+
+
+class TellsOfItsProcess(Broken):
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def threads(self) -> tuple[int, str | None]:
+        return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+
+
+def shared_out(makers: Any, workers: int, timeout: float = 20.0) -> WorkerVectorEnv:
+    return WorkerVectorEnv(makers, timeout=timeout, name=ID, workers=workers)
+
+
+@pytest.mark.parametrize(("workers", "sizes"), [(0, [5]), (1, [2, 3]), (2, [1, 2, 2])])
+def test_this_process_steps_the_first_share_and_each_worker_one_of_the_others(workers, sizes):
+    env = shared_out([TellsOfItsProcess] * 5, workers)
+    pids = env.get_attr("pid")
+    env.close()
+    assert pids[0] == os.getpid()
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == sizes
+
+
+def test_a_worker_uses_one_thread_whatever_its_parent_uses():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        env = shared_out([TellsOfItsProcess] * 2, 1)
+        (ours, _), (theirs, variable) = env.get_attr("threads")
+        env.close()
+    finally:
+        torch.set_num_threads(before)
+    assert (ours, theirs, variable) == (2, 1, "1")
+
+
+def five(call: str, fault: Callable[[], Any], at: int) -> list[Any]:
+    return [functools.partial(Broken, call, fault) if i == at else Broken for i in range(5)]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_process_that_dies_is_told_with_the_environments_it_stepped(call):
+    with pytest.raises(EnvWorkerError, match=rf"worker 1 \(environments 3 to 4\): exited with code 3 during {call}"):
+        use(shared_out(five(call, functools.partial(os._exit, 3), at=4), 2), 5)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_has_time_for_each_of_its_environments():
+    slow = functools.partial(Broken, "step", functools.partial(sleeps_for, 0.4))
+    env = shared_out([Broken, slow, slow], 1, timeout=0.5)
+    use(env, 1)
+    env.close()
+    words = (
+        r"worker 0 \(environments 1 to 2\): no answer from step within env.timeout=0\.1 s for each of 2 environments"
+    )
+    with pytest.raises(EnvWorkerError, match=words):
+        use(shared_out([Broken, slow, slow], 1, timeout=0.1))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_in_this_process_closes_the_workers_and_its_own_environments(call, tmp_path):
+    closes = functools.partial(Broken, "close", (tmp_path / "closed").touch)
+    makers = [closes, functools.partial(Broken, call, raises), Broken, Broken]
+    with pytest.raises(ValueError, match="no such move"):
+        use(shared_out(makers, 1), 4)
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "closed").exists()
+
+
+def test_a_worker_that_is_not_asked_sleeps():
+    env = shared_out([TellsOfItsProcess] * 2, 1)
+    use(env)
+    pid = env.get_attr("pid")[1]
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = ticks()
+    time.sleep(0.5)
+    assert ticks() - before < 0.1 * os.sysconf("SC_CLK_TCK")
+    env.close()
+
+
+def test_what_processes_share_has_no_name():
+    def named() -> set[str]:
+        return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+    before = named()
+    env = shared_out([Broken] * 3, 1)
+    use(env)
+    assert named() <= before
+    env.close()
+
+
+class Says(Broken):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        setattr(self, f"{kind}_space", spaces.Dict({"word": spaces.Text(3)}))
+
+
+@pytest.mark.parametrize("kind", ["observation", "action"])
+def test_what_is_no_array_of_numbers_cannot_be_shared(kind):
+    with pytest.raises(ConfigError, match=rf"{kind} space Text.*: not supported; supported are Box, Discrete"):
+        shared_out([functools.partial(Says, kind)] * 2, 1)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -313,6 +314,29 @@ def test_sync_and_async_environments_give_the_same_run_bit_for_bit():
         assert not differences(a, b)
     finally:
         asynchronous.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_gives_the_same_run_bit_for_bit(workers):
+    alone, shared = (small_agent(env__num_envs=4, runtime__workers=n, **EVERYTHING_ON) for n in (0, workers))
+    try:
+        assert metrics_of(alone) == metrics_of(shared)
+        a, b = alone.state_dict(), shared.state_dict()
+        assert a.pop("config") != b.pop("config")
+        assert not differences(a, b)
+    finally:
+        shared.close()
+
+
+def test_an_agent_made_by_hand_steps_all_environments_itself_unless_it_is_told_otherwise():
+    agent = small_agent(runtime__workers="auto")
+    agent.learn(1)
+    assert not multiprocessing.active_children()
+    agent = small_agent(runtime__workers=1)
+    assert len(multiprocessing.active_children()) == 1
+    agent.evaluate(2)
+    agent.close()
+    assert not multiprocessing.active_children()
 
 
 def test_no_two_random_streams_of_a_run_are_the_same(monkeypatch):

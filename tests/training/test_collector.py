@@ -21,7 +21,8 @@ from ppo_kl.envs.make import make_vector_env
 from ppo_kl.errors import EnvDataError, EnvWorkerError
 from ppo_kl.policies.actor_critic import PolicyOutput
 from ppo_kl.policies.families import CategoricalFamily
-from ppo_kl.training.collector import Collector, EpisodeStats
+from ppo_kl.training.collector import Collector
+from ppo_kl.training.episodes import EpisodeStats
 
 HOW = [("sync", mode) for mode in MODES] + [("async", AutoresetMode.SAME_STEP)]
 HOW_IDS = [f"{v}-{mode.name}" for v, mode in HOW]
@@ -82,7 +83,7 @@ def collected(
     envs = make_vector_env(env_config(name, vectorization=vectorization, num_envs=num_envs), SEED, autoreset=mode)
     try:
         collect = collector(envs)
-        parts = [collect.collect(policy) for _ in range(ROLLOUTS)]
+        parts = [(rollout.clone(), ended) for rollout, ended in (collect.collect(policy) for _ in range(ROLLOUTS))]
         log = envs.env.get_attr("log")
     finally:
         envs.close()
@@ -158,7 +159,7 @@ def test_native_cartpole_marks_the_row_after_each_end_across_rollouts():
     envs = make_vector_env(env_config("CartPole-v1", num_envs=4, vectorization="native"), SEED)
     collect = Collector(envs, CategoricalFamily(2), lambda x: x, 5, torch.Generator().manual_seed(0), CPU)
     policy = small_agent("CartPole-v1").policy
-    parts = [collect.collect(policy)[0] for _ in range(30)]
+    parts = [collect.collect(policy)[0].clone() for _ in range(30)]
     valid, ended = (torch.cat(x) for x in zip(*((p.valid, p.terminated | p.truncated) for p in parts), strict=True))
     assert any((p.terminated | p.truncated)[-1].any() for p in parts[:-1])
     assert valid[0].all()

@@ -60,7 +60,9 @@ def test_measuring_the_overhead_leaves_everything_as_it_was(family):
 def test_an_agent_can_be_settled_whatever_it_sees_and_remembers(memory):
     agent = Agent(dataclasses.replace(config(**{"policy.memory": memory}), total_steps=64))
     try:
-        assert agent.settle().startswith("Gradient steps are eager: to compile takes up to")
+        (line,) = agent.settle()
+        assert line.startswith("runtime.compile auto: off: takes up to")
+        assert agent.settle() == []
         assert agent.config.runtime.compile == "off"
     finally:
         agent.close()
@@ -72,7 +74,7 @@ def test_what_auto_came_to_is_written_down_and_said_once(tmp_path, monkeypatch, 
     monkeypatch.setattr("ppo_kl.training.engine._compiled", lambda step, dynamic: step)
     result = train(dataclasses.replace(config(), total_steps=16, runs_dir=str(tmp_path)))
     said = capsys.readouterr().out
-    assert f"Gradient steps are {'compiled' if compiled else 'eager'}: because" in said
+    assert f"runtime.compile auto: {'on' if compiled else 'off'}: because" in said
     assert f"gradient steps {'compiled' if compiled else 'eager'}" in said
     assert read_config(result.folder / "config.yaml").runtime.compile == ("on" if compiled else "off")
     assert (result.agent.learner.compiled is not None) is compiled

@@ -16,6 +16,7 @@ SETTINGS = {
     "training.lr": 3e-3,
     "training.gamma": 0.0,
     "runtime.device": "cpu",
+    "runtime.workers": 0,
 }
 MORE = [("Box", {"policy.distribution": kind}) for kind in BOX_FAMILIES if kind != "gaussian"]
 MORE += [("Box", {"policy.action_transform": "rescale"}), ("Dict", {"policy.trunk": "shared"})]

@@ -34,7 +34,9 @@ STEPS = 64  # of an iteration
 def config(runs: Path, iterations: int = 3, **changes: Any) -> Any:
     settings = {"runs_dir": str(runs), "total_steps": iterations * STEPS, "env.num_envs": 2}
     settings |= {"training.num_steps": STEPS // 2, "training.num_epochs": 1, "training.minibatch_size": STEPS}
-    return load_config(overrides=settings | {"runtime.device": "cpu", "runtime.checkpoint_every": 1} | changes)
+    return load_config(
+        overrides=settings | {"runtime.device": "cpu", "runtime.workers": 0, "runtime.checkpoint_every": 1} | changes
+    )
 
 
 def folder_in(runs: Path) -> Path:

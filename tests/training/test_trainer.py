@@ -15,9 +15,11 @@ import torch
 
 from ppo_kl.diagnostics.tensorboard_writer import TensorBoardWriter
 from ppo_kl.diagnostics.writers import JsonLinesWriter
+from ppo_kl.envs.cores import cores_allowed
+from ppo_kl.envs.worker_count import Chosen
 from ppo_kl.errors import CheckpointError, ConfigError, EnvDataError, EnvWorkerError, OutputError
 from ppo_kl.load import from_yaml, load_config
-from ppo_kl.training import run_folder
+from ppo_kl.training import run_folder, trainer
 from ppo_kl.training.agent import Agent
 from ppo_kl.training.learner import Learner
 from ppo_kl.training.trainer import resume, train
@@ -32,6 +34,7 @@ def config(runs, total_steps=3 * STEPS, **changes):
         "training.num_steps": 32,
         "training.num_epochs": 2,
         "runtime.device": "cpu",
+        "runtime.workers": 0,
     }
     return load_config(overrides=settings | changes)
 
@@ -74,6 +77,25 @@ def test_what_auto_chose_is_written_down(tmp_path):
     result = train(config(tmp_path, STEPS, **{"runtime.device": "auto"}), quiet=True)
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert from_yaml((result.folder / "config.yaml").read_text(), "c").runtime.device == expected
+
+
+@pytest.mark.parametrize(("asked", "runs"), [("auto", 1), (1, 1), (0, 0)])
+def test_the_number_of_workers_that_was_measured_is_said_written_down_and_used_again(
+    tmp_path, monkeypatch, capsys, asked, runs
+):
+    monkeypatch.setattr(trainer, "choose_workers", lambda *_: Chosen(1, "steps are dear"))
+    settings = {"runtime.workers": asked, "env.num_envs": 2}
+    result = train(config(tmp_path, STEPS, **settings))
+    written = from_yaml((result.folder / "config.yaml").read_text(), "c").runtime.workers
+    assert written == result.agent.config.runtime.workers == runs
+    out = capsys.readouterr().out
+    assert ("runtime.workers auto: 1: steps are dear" in out) == (asked == "auto")
+    assert ("(sync, 1 worker)" in out) == (runs == 1)
+    monkeypatch.setattr(trainer, "choose_workers", None)
+    again = resume(result.folder, total_steps=2 * STEPS, quiet=True)
+    assert again.agent.config.runtime.workers == runs
+    hardware = json.loads((result.folder / "metadata.json").read_text())["hardware"]
+    assert (hardware["workers"], hardware["cores_allowed"]) == (runs, cores_allowed())
 
 
 def test_metadata_says_with_what_it_ran_and_how_it_ended(finished):
