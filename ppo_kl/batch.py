@@ -44,12 +44,6 @@ class Rollout(NamedTuple):
     state: State = ()
     """What a recurrent policy remembered before it saw `obs`, `[T, N, ...]` each."""
 
-    def clone(self) -> Rollout:
-        """A copy, which outlives the collector's next rollout."""
-        values = {name: x.clone() for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
-        obs, state = over_parts(Tensor.clone, self.obs), tuple(x.clone() for x in self.state)
-        return self._replace(**values, obs=obs, state=state)
-
 
 class Batch(NamedTuple):
     """Samples to learn from; every tensor starts with `[B]`.

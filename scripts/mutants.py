@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "the last observation is valued without its memory",
         "ppo_kl/training/collector.py",
-        "at_end[t, i] = tuple(x[i] for x in state)",
-        "at_end[t, i] = tuple(0 * x[i] for x in state)",
+        "tuple(x[i] for x in memory.state)",
+        "tuple(0 * x[i] for x in memory.state)",
         "tests/training/test_recurrent.py",
     ),
     Mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,20 +49,21 @@ class BoxFamily:
         return (self.num_action_dims,)
 
     def _clipped(self, values: Array) -> Array:
-        """`[*, A]` float64 within the bounds, in the space's own shape and dtype, `[*, *shape]`."""
+        """`[*, A]` within the bounds, in the space's own shape and dtype, `[*, *shape]`."""
         # In float64 both the values and the bounds are exact, and rounding to the space's dtype cannot pass a bound.
-        low, high = self._bounds
-        inside = np.minimum(np.maximum(values, low), high)  # a fraction of what np.clip costs for a few numbers
-        return as_dtype(inside.reshape(*values.shape[:-1], *self.shape), self.dtype)
+        low, high, dtype = self._limits
+        inside: Array = np.minimum(np.maximum(values, low), high).astype(dtype)  # np.clip is slow for a few numbers
+        return inside if len(self.shape) == 1 else inside.reshape(*values.shape[:-1], *self.shape)
 
     def _between(self, share: Array) -> Array:
         """`[*, A]` float64 in [0, 1], the way from `low` to `high`, as the environment takes it."""
-        low, high = self._bounds
+        low, high, _ = self._limits
         return self._clipped(low * (1 - share) + high * share)
 
     @functools.cached_property
-    def _bounds(self) -> tuple[Array, Array]:
-        return np.array(self.low, np.float64), np.array(self.high, np.float64)
+    def _limits(self) -> tuple[Array, Array, np.dtype[Any]]:
+        """The bounds in float64, and the space's dtype; made once, since every step of a rollout needs them."""
+        return np.array(self.low, np.float64), np.array(self.high, np.float64), np.dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ class GaussianFamily(BoxFamily):
 
     def to_env(self, action: Tensor | Array) -> Array:
         """Clipped to the bounds, in the space's own shape and dtype, `[*, *shape]`."""
-        values = _float64(action)
-        return self._between((1 + np.clip(values, -1, 1)) / 2) if self.rescale else self._clipped(values)
+        if self.rescale:
+            return self._between((1 + np.clip(_float64(action), -1, 1)) / 2)
+        return self._clipped(on_host(action))
 
 
 @dataclass(frozen=True)

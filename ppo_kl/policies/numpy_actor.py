@@ -21,7 +21,7 @@ from ppo_kl.policies.families import CategoricalFamily, Family
 from ppo_kl.policies.heads import GaussianHead, PlainHead
 from ppo_kl.policies.normalize import CLIP, ObservationNormalizer, VectorNormalizer
 
-LARGEST = 64**3
+LARGEST = 2**17
 """Products of the largest layer for all environments beyond which torch is as fast, and NumPy would use threads."""
 
 Layer = Callable[[Array], Array]
@@ -95,7 +95,7 @@ def _linear(module: nn.Linear) -> Layer:
     weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
 
     def linear(x: Array) -> Array:
-        y: Array = np.dot(x, weight)
+        y: Array = x.dot(weight)
         y += bias
         return y
 

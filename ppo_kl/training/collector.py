@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,24 +46,25 @@ class Collector:
         self.num_steps, self.generator, self.device = num_steps, generator, device
         self.nonfinite = 0
         self._check = DataCheck(envs)
-        self._told = Storage(num_steps, envs)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._has_begun = False
+        self._obs: Any = None
+        """What is acted on next, as it is stored; none where no episode has begun."""
+        self._starts = np.ones(self.envs.num_envs, bool)
         self._state: State | None = None
         self._running = RunningEpisodes(self.envs.num_envs)
         self._episodes = EpisodeMeter(self.envs.num_envs)
 
     def snapshot(self) -> Snapshot | None:
         """Where the environments stand; none where they stand nowhere yet, or cannot be brought there again."""
-        if not self._has_begun or not self.envs.replayable:
+        if self._obs is None or not self.envs.replayable:
             return None
         mask = self.envs.action_mask
         return Snapshot(
             list(self._running.actions),
             torch.from_numpy(self._running.steps),
-            over_parts(lambda x: torch.from_numpy(x.copy()), self._told.shown(self.num_steps)),
+            over_parts(torch.from_numpy, self._obs),
             None if mask is None else torch.from_numpy(mask),
             torch.from_numpy(self._episodes.returns.copy()),
         )
@@ -80,8 +82,7 @@ class Collector:
         """
         obs = return_to(self.envs, snapshot, lambda row: self.family.to_env(row.numpy()))
         steps = snapshot.steps.numpy()
-        self._told.show(self.num_steps, obs, steps == 0)
-        self._has_begun, self._state = True, state
+        self._obs, self._starts, self._state = stored(self.envs.parts, obs), steps == 0, state
         self._running.actions, self._running.steps = list(snapshot.actions), steps
         self._episodes.returns, self._episodes.lengths = snapshot.returns.numpy().copy(), steps.copy()
 
@@ -92,7 +93,7 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, policy: Policy) -> tuple[Rollout, EpisodeStats]:
-        """A rollout of T steps, whose tensors hold until the next one, and the episodes that ended in it.
+        """A rollout of T steps, and the episodes that ended in it.
 
         Acting needs the actor alone: values, log-probabilities and parameters follow in one pass over the whole
         rollout, since the policy does not change meanwhile. A recurrent policy answers everything step by step.
@@ -111,14 +112,12 @@ class Collector:
         return rollout, ended
 
     def _step_through(self, policy: Policy) -> tuple[Rollout, EpisodeStats]:
-        T, N, envs, told, check = self.num_steps, self.envs.num_envs, self.envs, self._told, self._check
-        told.begin()
-        if self._has_begun:
-            told.go_on()
-        else:
-            first = envs.reset()
-            check.observations(first, 0)
-            told.show(0, first, np.ones(N, bool))
+        T, N, envs, check = self.num_steps, self.envs.num_envs, self.envs, self._check
+        told = Storage(T, envs)
+        if self._obs is None:
+            self._obs = envs.reset()
+            check.observations(self._obs, 0)
+        told.show(0, self._obs, self._starts)
         state = policy.initial_state(N) if self._state is None else self._state
         noise = self.family.draw_noise((T, N), self.generator).to(self.device)
         memory = RecurrentActor(policy, self.family, self.normalize, noise, state) if state else None
@@ -140,15 +139,18 @@ class Collector:
                     told.final_obs[t, i] = last
                     at_end[t, i] = () if memory is None else tuple(x[i] for x in memory.state)
         check.warn_of_bounds(over_parts(lambda x: x[:-1], told.obs))
-        self.nonfinite, self._has_begun, self._state = told.nonfinite, True, () if memory is None else memory.state
-        rollout = self._rollout(policy, memory, at_end)
+        self._obs, self._starts = over_parts(np.copy, told.shown(T)), told.starts[T].copy()
+        self.nonfinite, self._state = told.nonfinite, () if memory is None else memory.state
+        rollout = self._rollout(policy, told, memory, at_end)
         if envs.replayable:
-            self._running.add(torch.from_numpy(told.action.copy()), told.starts[1:])
+            self._running.add(torch.from_numpy(told.action), told.starts[1:])
         return rollout, self._episodes.add(told.reward, told.over, told.valid)
 
-    def _rollout(self, policy: Policy, memory: RecurrentActor | None, at_end: dict[tuple[int, int], State]) -> Rollout:
+    def _rollout(
+        self, policy: Policy, told: Storage, memory: RecurrentActor | None, at_end: dict[tuple[int, int], State]
+    ) -> Rollout:
         """The rollout as tensors, with what the policy says of it."""
-        T, N, told = self.num_steps, self.envs.num_envs, self._told
+        T, N = self.num_steps, self.envs.num_envs
 
         def tensor(x: Array) -> Tensor:
             return torch.from_numpy(x).to(self.device)
@@ -168,7 +170,7 @@ class Collector:
             terminated=tensor(told.terminated),
             truncated=tensor(told.truncated),
             value=value,
-            next_value=self._next_value(policy, value, at_end),
+            next_value=self._next_value(policy, value, told.final_obs, at_end),
             logp=pi.log_prob(action.flatten(0, 1)).view(T, N),
             params=params.view(T, N, -1),
             valid=tensor(told.valid),
@@ -177,16 +179,21 @@ class Collector:
             state=() if memory is None else tuple(torch.stack(x) for x in zip(*memory.before, strict=True)),
         )
 
-    def _next_value(self, policy: Policy, value: Tensor, at_end: dict[tuple[int, int], State]) -> Tensor:
+    def _next_value(
+        self,
+        policy: Policy,
+        value: Tensor,
+        final_obs: dict[tuple[int, int], Any],
+        at_end: dict[tuple[int, int], State],
+    ) -> Tensor:
         """V of each row's true successor: the next row's, but for the last row and where an episode was truncated."""
-        final_obs, N = self._told.final_obs, self.envs.num_envs
-        cut = list(final_obs)
+        cut, N = list(final_obs), self.envs.num_envs
 
         def successors(last: Array, *cut_off: Array) -> Tensor:
             return torch.from_numpy(np.concatenate([last, *(x[None] for x in cut_off)])).to(value.device)
 
         followed = (stored(self.envs.parts, final_obs[place]) for place in cut)
-        obs = over_parts(successors, self._told.shown(self.num_steps), *followed)
+        obs = over_parts(successors, self._obs, *followed)
         state = tuple(torch.cat([now, *(at_end[place][k][None] for place in cut)]) for k, now in enumerate(self.state))
         # In the successor of a truncated step no episode begins; where the last row's does, its value is not used.
         starts = torch.zeros(N + len(cut), dtype=torch.bool, device=value.device) if state else None

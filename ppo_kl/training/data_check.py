@@ -31,6 +31,8 @@ class DataCheck:
         Raises:
             EnvDataError: a number is not finite in float32, or an index is not in its space.
         """
+        if isinstance(obs, np.ndarray) and obs.dtype.kind == "f" and all_usable(obs):
+            return  # of most steps
         for part, (_, x) in zip(self.parts, each_part(obs), strict=True):
             kind = x.dtype.kind
             if kind == "i" or (kind == "f" and not all_usable(x)):

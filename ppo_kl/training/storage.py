@@ -1,4 +1,4 @@
-"""What a rollout leaves step by step, in arrays on the host that are allocated once and written over by the next."""
+"""What a rollout leaves step by step, in arrays on the host that are allocated at its beginning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppo_kl.envs.autoreset import Environments, Step
-from ppo_kl.observations import Array, by_part, each_part
+from ppo_kl.observations import Array, by_part
 
 
 class Storage:
@@ -27,18 +27,13 @@ class Storage:
         self.reward = np.empty((T, N))
         self.terminated, self.truncated, self.valid, self.over = (np.empty((T, N), bool) for _ in range(4))
         self.action: Array = np.empty(0)
-        """As sampled, `[T, N, *A]`; made by the first step."""
+        """As sampled, `[T, N, *A]`; made by the first step, which knows the type."""
         self.action_mask: Array | None = None
         """`[T, N, M]` bool; none where no environment said so far in this rollout."""
-        self._masks: Array | None = None
         self.final_obs: dict[tuple[int, int], Any] = {}
         """The last observation of each episode that was cut off, by step and environment."""
         self.nonfinite = 0
         """Episodes that were cut because of what is not finite."""
-
-    def begin(self) -> None:
-        """Begin a rollout."""
-        self.action_mask, self.final_obs, self.nonfinite = None, {}, 0
 
     def show(self, t: int, obs: Any, starts: Array) -> None:
         """Write down what step t acts on, as `Environments` hands it out, and where it begins an episode."""
@@ -49,29 +44,21 @@ class Storage:
             self.obs[t] = obs
         self.starts[t] = starts
 
-    def go_on(self) -> None:
-        """What was shown last in one rollout is what the next begins with."""
-        for _, x in each_part(self.obs):
-            x[0] = x[-1]
-        self.starts[0] = self.starts[-1]
-
     def shown(self, t: int) -> Any:
         """What step t acts on, `[N, *obs]`, by part; views."""
         return {key: x[t] for key, x in self.obs.items()} if isinstance(self.obs, dict) else self.obs[t]
 
     def allow(self, t: int, mask: Array | None) -> None:
         """Write down which actions step t may take, `[N, M]` bool or none."""
-        if mask is not None and self.action_mask is None:
-            if self._masks is None:
-                self._masks = np.empty((*self.reward.shape, mask.shape[-1]), bool)
-            self.action_mask = self._masks
-            self.action_mask[:t] = True
-        if self.action_mask is not None:
-            self.action_mask[t] = True if mask is None else mask
+        if mask is None:
+            return
+        if self.action_mask is None:
+            self.action_mask = np.ones((*self.reward.shape, mask.shape[-1]), bool)
+        self.action_mask[t] = mask
 
     def add(self, t: int, action: Array, step: Step) -> None:
         """Write down what step t did and what was answered, but for the observation."""
-        if t == 0 and (self.action.shape[1:], self.action.dtype) != (action.shape, action.dtype):
+        if t == 0:
             self.action = np.empty((len(self.reward), *action.shape), action.dtype)
         self.action[t] = action
         self.reward[t], self.terminated[t], self.truncated[t] = step.reward, step.terminated, step.truncated

@@ -234,7 +234,7 @@ def collected(kwargs: dict[str, Any], vectorization: str, mode: AutoresetMode) -
     noise = torch.Generator().manual_seed(1)
     collector = Collector(envs, agent.family, agent.obs_normalizer, 12, noise, agent.device)
     try:
-        rollouts = [collector.collect(agent.policy)[0].clone() for _ in range(4)]
+        rollouts = [collector.collect(agent.policy)[0] for _ in range(4)]
     finally:
         envs.close()
     sizes = list(head_sizes(envs.action_space))

@@ -83,7 +83,7 @@ def collected(
     envs = make_vector_env(env_config(name, vectorization=vectorization, num_envs=num_envs), SEED, autoreset=mode)
     try:
         collect = collector(envs)
-        parts = [(rollout.clone(), ended) for rollout, ended in (collect.collect(policy) for _ in range(ROLLOUTS))]
+        parts = [collect.collect(policy) for _ in range(ROLLOUTS)]
         log = envs.env.get_attr("log")
     finally:
         envs.close()
@@ -159,7 +159,7 @@ def test_native_cartpole_marks_the_row_after_each_end_across_rollouts():
     envs = make_vector_env(env_config("CartPole-v1", num_envs=4, vectorization="native"), SEED)
     collect = Collector(envs, CategoricalFamily(2), lambda x: x, 5, torch.Generator().manual_seed(0), CPU)
     policy = small_agent("CartPole-v1").policy
-    parts = [collect.collect(policy)[0].clone() for _ in range(30)]
+    parts = [collect.collect(policy)[0] for _ in range(30)]
     valid, ended = (torch.cat(x) for x in zip(*((p.valid, p.terminated | p.truncated) for p in parts), strict=True))
     assert any((p.terminated | p.truncated)[-1].any() for p in parts[:-1])
     assert valid[0].all()

@@ -40,7 +40,7 @@ def rollouts_of(agent, mode=AutoresetMode.SAME_STEP, num_rollouts=3, num_steps=1
     envs = make_vector_env(env_config("CopyingCounter", num_envs=3), SEED, autoreset=mode)
     generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
     collector = Collector(envs, agent.family, agent.obs_normalizer, num_steps, generator, device)
-    rollouts = [collector.collect(agent.policy)[0].clone() for _ in range(num_rollouts)]
+    rollouts = [collector.collect(agent.policy)[0] for _ in range(num_rollouts)]
     return rollouts, collector
 
 
