@@ -78,7 +78,7 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
         done = train(config, callbacks=[timed, profiler] if profile else [timed], quiet=True)
     for table in profiler.tables:
         print(f"{table}\n", file=sys.stderr)
-    compiled = getattr(done.agent.learner, "compiled", None)
+    compiled = done.agent.learner.compiled
     return meter.result(
         "ppo_kl",
         workload,

@@ -67,6 +67,16 @@ class MakeEnv:
         return GuardedEnv(env, self.config.id, self.seed, self.index, self.episode, truncates=truncates)
 
 
+def require_imported(config: EnvConfig) -> None:
+    """Refuse an environment or wrapper of a module that nobody imported here: before a process begins, which would.
+
+    Raises:
+        ConfigError: it names the module.
+    """
+    for name in filter(module_of, (config.id, *config.wrappers)):
+        attribute_named(name, "env.id" if name == config.id else "env.wrappers")
+
+
 def make_vector_env(
     config: EnvConfig,
     seed: int,
@@ -100,9 +110,7 @@ def make_vector_env(
     if config.vectorization == "native" or is_envpool(config.id):
         made = _native(config, [episode_seed(seed, first_env + i, episode) for i, episode in enumerate(episodes)])
     else:
-        # Refused here, before a process begins.
-        for name in filter(module_of, (config.id, *config.wrappers)):
-            attribute_named(name, "env.id" if name == config.id else "env.wrappers")
+        require_imported(config)
         makers = [MakeEnv(config, seed, first_env + i, episode) for i, episode in enumerate(episodes)]
         processes = None if config.vectorization == "async" else workers
         if processes != 0:

@@ -15,7 +15,7 @@ import gymnasium as gym
 
 from ppo_kl.config.env import EnvConfig
 from ppo_kl.envs.cores import cores_allowed
-from ppo_kl.envs.make import MEASURED, MakeEnv
+from ppo_kl.envs.make import MEASURED, MakeEnv, require_imported
 from ppo_kl.envs.workers import WorkerVectorEnv
 from ppo_kl.errors import EnvWorkerError, PPOKLError
 
@@ -98,6 +98,7 @@ def measured(config: EnvConfig, seed: int) -> Cost:
     Raises:
         PPOKLError: it cannot be made, or fails, or that takes more than `PATIENCE`.
     """
+    require_imported(config)
     make = MakeEnv(config, seed, MEASURED, 0)
     env = WorkerVectorEnv([lambda: _Timed(make())], timeout=PATIENCE, name=config.id)
     outside: list[float] = []

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent.resolve()
 OURS = ["-m", "ppo_kl", "bench"]
+COMPILED = [*OURS, "--runtime.compile", "on"]
 SB3 = [str(HERE / "peer_sb3.py")]
 SBX = [str(HERE / "peer_sbx.py")]
 BARE = [str(HERE / "bare_env.py"), "--kind"]
@@ -34,15 +35,16 @@ class Contestant(NamedTuple):
 
 
 CONTESTANTS = {
-    "ppo_kl": Contestant([*OURS, "--objective", "kl_adaptive"]),
-    "ppo_kl-clip": Contestant([*OURS, "--objective", "clip"]),
-    "ppo_kl-native": Contestant([*OURS, "--objective", "kl_adaptive", "--env.vectorization", "native"], "B"),
+    "ppo_kl": Contestant([*COMPILED, "--objective", "kl_adaptive"]),
+    "ppo_kl-clip": Contestant([*COMPILED, "--objective", "clip"]),
+    "ppo_kl-eager": Contestant([*OURS, "--objective", "clip", "--runtime.compile", "off"]),
+    "ppo_kl-native": Contestant([*COMPILED, "--objective", "kl_adaptive", "--env.vectorization", "native"], "B"),
     "sb3": Contestant(SB3),
     "sbx": Contestant(SBX),
     "sb3-2-threads": Contestant([*SB3, "--threads", "2"], "ABC", cores=2),
     "sb3-subproc": Contestant([*SB3, "--subproc"], "BC", cores=2),
     "sb3-subproc-2-threads": Contestant([*SB3, "--subproc", "--threads", "2"], "BC", cores=2),
-    "ppo_kl-async": Contestant([*OURS, "--env.vectorization", "async", "--runtime.num-threads", "2"], "C", cores=2),
+    "ppo_kl-1-worker": Contestant([*COMPILED, "--objective", "kl_adaptive", "--runtime.workers", "1"], "C", cores=2),
     "bare-single": Contestant([*BARE, "single"]),
     "bare-sync": Contestant([*BARE, "sync"]),
     "bare-native": Contestant([*BARE, "native"], "B"),
