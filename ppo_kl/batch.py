@@ -72,6 +72,8 @@ class Batch(NamedTuple):
     """The mask the action was drawn with, `[B, M]` bool."""
     state: State = ()
     """What the policy remembered before each sequence, `[S, ...]` each; empty where it remembers nothing."""
+    all_count: bool = False
+    """Whether it is known that all rows count, so that none need be left out of a mean."""
 
     def units(self) -> Tensor:
         """The indices of the units that a minibatch may hold: the rows that count, or every sequence."""
@@ -89,7 +91,8 @@ class Batch(NamedTuple):
         return taken._replace(valid=taken.valid & valid.repeat_interleave(length))
 
     def _at(self, units: Tensor, rows: Tensor) -> Batch:
-        values = {name: x[rows] for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
+        values: dict[str, Any] = {name: x[rows] for name, x in tensors.items()}
         obs, state = over_parts(lambda x: x[units], self.obs), tuple(x[units] for x in self.state)
         return self._replace(**values, obs=obs, state=state)
 
@@ -174,8 +177,9 @@ def layout(batch: Batch, *, sizes: bool = True) -> tuple[Any, ...]:
     def kind(x: Tensor) -> tuple[Any, ...]:
         return (x.dtype, x.shape, x.stride()) if sizes else (x.dtype, len(x) == 1, x.shape[1:])
 
-    tensors = [*each_part(batch.obs), *zip(Batch._fields[1:], batch[1:-1], strict=False), *enumerate(batch.state)]
-    return tuple((name, kind(x)) for name, x in tensors if x is not None)
+    named = [(name, x) for name, x in batch._asdict().items() if isinstance(x, Tensor) and name != "obs"]
+    tensors = [*each_part(batch.obs), *named, *enumerate(batch.state)]
+    return batch.all_count, *((name, kind(x)) for name, x in tensors)
 
 
 def minibatches(
@@ -210,13 +214,14 @@ MOST_ROWS = 65_536
 """That are copied at a time when minibatches are cut, or one minibatch where that has more."""
 
 
-def cut(batch: Batch, index: Tensor, valid: Tensor) -> Iterator[Batch]:
+def cut(batch: Batch, index: Tensor, valid: Tensor, *, all_count: bool = False) -> Iterator[Batch]:
     """The minibatches that were dealt: views of copies in which their rows lie one after the other.
 
     Args:
         batch: `[B]`.
         index: units of each minibatch, `[parts, M]`.
         valid: which of them count, `[parts, M]` bool.
+        all_count: whether all of them do.
 
     Yields:
         one minibatch after the other, of M units.
@@ -224,7 +229,8 @@ def cut(batch: Batch, index: Tensor, valid: Tensor) -> Iterator[Batch]:
     rows_per_unit = len(batch.valid) // max(len(batch.state[0]), 1) if batch.state else 1
     at_once = max(1, MOST_ROWS // (index.shape[1] * rows_per_unit))
     for indices, valids in zip(torch.split(index, at_once), torch.split(valid, at_once), strict=True):
-        yield from _equal_parts(batch.rows(indices.flatten(), valids.flatten()), len(indices))
+        rows = batch.rows(indices.flatten(), valids.flatten())._replace(all_count=all_count)
+        yield from _equal_parts(rows, len(indices))
 
 
 def _equal_parts(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -233,6 +239,6 @@ def _equal_parts(batch: Batch, parts: int) -> Iterator[Batch]:
             return x.view(parts, -1, *x.shape[1:]).unbind()
         if isinstance(x, dict):
             return [dict(zip(x, row, strict=True)) for row in zip(*map(each, x.values()), strict=True)]
-        return list(zip(*map(each, x), strict=True)) if x else [x] * parts
+        return list(zip(*map(each, x), strict=True)) if isinstance(x, tuple) and x else [x] * parts
 
     return map(Batch, *map(each, batch))

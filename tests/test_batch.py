@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_kl.batch import Batch, Rollout, flatten, minibatches, sequences
+from ppo_kl.batch import Batch, Rollout, cut, flatten, layout, minibatches, sequences
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -100,7 +100,7 @@ def test_a_rollout_is_flattened_step_by_step_with_every_field_in_its_place():
         "valid": r.valid,
         "action_mask": r.action_mask,
     }
-    assert {*sources, "state"} == set(Batch._fields)
+    assert {*sources, "state", "all_count"} == set(Batch._fields)
     assert batch.state == ()
     for name, source in sources.items():
         flat = getattr(batch, name)
@@ -128,7 +128,7 @@ def test_a_minibatch_has_the_rows_asked_for_and_the_mask_given():
     index, valid = torch.tensor([4, 0, 0]), torch.tensor([True, True, False])
     minibatch = batch.rows(index, valid)
     assert torch.equal(minibatch.valid, valid)
-    for name in set(Batch._fields) - {"valid", "state"}:
+    for name in set(Batch._fields) - {"valid", "state", "all_count"}:
         assert torch.equal(getattr(minibatch, name), getattr(batch, name)[[4, 0, 0]])
 
 
@@ -223,3 +223,65 @@ def test_minibatches_of_sequences_hold_about_as_many_rows_as_asked_for():
     assert index.shape == (3, 2)
     assert valid.all()
     assert sorted(index.flatten().tolist()) == list(range(6))
+
+
+# --- cutting ----------------------------------------------------------------------------------------------------------
+
+
+def ten_rows(**more):
+    x = torch.arange(10.0)
+    parts = {"obs": {"a": x[:, None], "b": x.long()}, "params_old": x[:, None].expand(10, 2)}
+    one_number = dict.fromkeys(("action", "logp_old", "adv", "ret", "value_old"), x)
+    return Batch(**parts, **one_number, valid=x != 3, **more)
+
+
+@pytest.mark.parametrize("most_rows", [1, 8, 65_536])
+def test_minibatches_are_cut_as_they_were_dealt_however_many_are_copied_at_a_time(monkeypatch, most_rows):
+    monkeypatch.setattr("ppo_kl.batch.MOST_ROWS", most_rows)
+    batch, dealt = ten_rows(), minibatches(torch.arange(10), 4, torch.Generator().manual_seed(0))
+    found = list(cut(batch, *dealt))
+    expected = [batch.rows(index, valid) for index, valid in zip(*dealt, strict=True)]
+    assert len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.obs["a"], other.obs["a"])
+        assert torch.equal(one.obs["b"], other.obs["b"])
+        assert torch.equal(one.adv, other.adv)
+        assert torch.equal(one.valid, other.valid)
+        assert one.action_mask is None
+        assert one.state == ()
+
+
+def test_sequences_are_cut_with_their_states():
+    # Five sequences of two steps, dealt as {4, 1} and {0, 2}.
+    batch = ten_rows(state=(torch.arange(5.0),))._replace(obs=torch.arange(10.0).view(5, 2, 1))
+    index, valid = torch.tensor([[4, 1], [0, 2]]), torch.tensor([[True, True], [True, False]])
+    first, second = cut(batch, index, valid)
+    assert first.state[0].tolist() == [4, 1]
+    assert first.obs.flatten().tolist() == [8, 9, 2, 3]
+    assert first.adv.tolist() == [8, 9, 2, 3]
+    assert first.valid.tolist() == [True, True, True, False]  # row 3 does not count
+    assert second.valid.tolist() == [True, True, False, False]
+
+
+def test_a_width_pads_minibatches_to_one_shape_whatever_counts():
+    for n in (7, 9, 12):
+        index, valid = minibatches(torch.arange(n), 4, torch.Generator().manual_seed(0), width=4)
+        assert index.shape[1] == 4
+        assert sorted(index[valid].tolist()) == list(range(n))
+
+
+def test_what_a_program_is_compiled_for_is_told_from_what_it_is_not():
+    batch = ten_rows()
+    assert layout(batch) == layout(batch._replace(adv=batch.adv + 1))
+    others = [
+        batch._replace(adv=batch.adv.double()),
+        batch._replace(all_count=True),
+        batch._replace(params_old=torch.zeros(10, 3)),
+        batch._replace(params_old=torch.zeros(2, 10).T),
+        batch._replace(action_mask=torch.ones(10, 4, dtype=torch.bool)),
+        batch._replace(obs=batch.obs["a"]),
+        batch._replace(state=(torch.zeros(5),)),
+        batch.rows(torch.arange(9), torch.ones(9, dtype=torch.bool)),
+    ]
+    assert len({layout(batch), *map(layout, others)}) == len(others) + 1
+    assert layout(batch, sizes=False) == layout(others[-1], sizes=False)

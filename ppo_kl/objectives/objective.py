@@ -143,23 +143,9 @@ class Objective(nn.Module):
         Raises:
             ValueError: the shapes are not one common `[B]`.
         """
-        tensors = {"logp": logp, "logp_old": logp_old, "adv": adv, "kl": kl}
-        if valid is not None:
-            tensors["valid"] = valid
-        _require_one_shape(tensors)
-        logp, logp_old, adv, kl = (at_least_float32(x) for x in (logp, logp_old, adv, kl))
-        if valid is not None:
-            valid = valid.bool()
-            logp, logp_old, adv, kl = (torch.where(valid, x, 0.0) for x in (logp, logp_old, adv, kl))
-        logp_old, adv = logp_old.detach(), adv.detach()
-
-        log_ratio = (logp - logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        ratio = log_ratio.exp()
-        settings = self._surrogate_now()
-        surrogate = valid_mean(self._surrogate(ratio=ratio, adv=adv, kl=kl, **settings), valid)
-        penalty = self._penalty_now(kl, log_ratio, valid)
+        surrogate, penalty, ratio, kl, valid = self._parts(logp, logp_old, adv, kl, valid)
         with torch.no_grad():
-            low, high = _clip_band(settings)
+            low, high = _clip_band(self._surrogate_now())
             outside = (ratio < low) | (ratio > high)
             if penalty is None:
                 weight = share = torch.zeros_like(surrogate)
@@ -176,6 +162,30 @@ class Objective(nn.Module):
         if penalty is None:
             return ObjectiveOutput(surrogate, surrogate, weight, metrics)
         return ObjectiveOutput(surrogate + penalty, surrogate, penalty, metrics)
+
+    def loss(self, *, logp: Tensor, logp_old: Tensor, adv: Tensor, kl: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The loss alone, `[]`, for a trainer that has no use for the rest in every minibatch; see `forward`."""
+        surrogate, penalty, *_ = self._parts(logp, logp_old, adv, kl, valid)
+        return surrogate if penalty is None else surrogate + penalty
+
+    def _parts(
+        self, logp: Tensor, logp_old: Tensor, adv: Tensor, kl: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+        """Surrogate and penalty, `[]`, and what they were computed from: ratio and KL, `[B]`, and which rows count."""
+        tensors = {"logp": logp, "logp_old": logp_old, "adv": adv, "kl": kl}
+        if valid is not None:
+            tensors["valid"] = valid
+        _require_one_shape(tensors)
+        logp, logp_old, adv, kl = (at_least_float32(x) for x in (logp, logp_old, adv, kl))
+        if valid is not None:
+            valid = valid.bool()
+            logp, logp_old, adv, kl = (torch.where(valid, x, 0.0) for x in (logp, logp_old, adv, kl))
+        logp_old, adv = logp_old.detach(), adv.detach()
+
+        log_ratio = (logp - logp_old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio = log_ratio.exp()
+        surrogate = valid_mean(self._surrogate(ratio=ratio, adv=adv, kl=kl, **self._surrogate_now()), valid)
+        return surrogate, self._penalty_now(kl, log_ratio, valid), ratio, kl, valid
 
     def _penalty_now(self, kl: Tensor, log_ratio: Tensor, valid: Tensor | None) -> Tensor | None:
         """λ · mean penalty + hinge, `[]`; none where there is neither."""

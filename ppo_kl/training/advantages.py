@@ -52,12 +52,12 @@ def gae(
     return advantages, returns
 
 
-def normalize_advantages(adv: Tensor, valid: Tensor) -> Tensor:
+def normalize_advantages(adv: Tensor, valid: Tensor | None) -> Tensor:
     """(A − mean) / std over the rows that count; 0 where they are all equal.
 
     Args:
         adv: `[B]`.
-        valid: `[B]` bool.
+        valid: `[B]` bool; none: all.
 
     Returns:
         `[B]`; 0 in rows that do not count.
@@ -65,6 +65,6 @@ def normalize_advantages(adv: Tensor, valid: Tensor) -> Tensor:
     # float64, and an ε that grows with the mean: what rounding leaves of equal advantages must not be blown up to 1.
     wide = adv.double()
     mean = valid_mean(wide, valid)
-    centred = torch.where(valid, wide - mean, 0.0)
+    centred = wide - mean if valid is None else torch.where(valid, wide - mean, 0.0)
     std = valid_mean(centred.square(), valid).sqrt()
     return (centred / (std + 1e-8 * (1 + mean.abs()))).to(adv.dtype)

@@ -65,13 +65,13 @@ class EarlyStop:
         threshold = self.objective.kl_target if self.config.threshold is None else self.config.threshold
         return torch.inf if threshold is None else self.config.multiplier * threshold
 
-    def estimate(self, kl: Tensor, log_ratio: Tensor, valid: Tensor) -> Tensor:
+    def estimate(self, kl: Tensor, log_ratio: Tensor, valid: Tensor | None) -> Tensor:
         """Mean KL of these samples by the estimator, `[]` nats.
 
         Args:
             kl: exact forward KL, `[B]`.
             log_ratio: logp − logp_old, `[B]`.
-            valid: `[B]` bool.
+            valid: `[B]` bool; none: all.
         """
         return valid_mean(ESTIMATORS[self.config.estimator](kl, log_ratio), valid)
 

@@ -77,6 +77,7 @@ class Learner:
         self._lr = self._base_lr.clone()
         self.skipped_in_a_row = flat.new_zeros(())
         self.early_stop = EarlyStop(config.kl_stop, objective, flat.device)
+        self._apart = config.critic_lr is not None or self.early_stop.on or config.lr_schedule == "kl_adaptive"
         self._kl_by_minibatch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "minibatch"
         self._kl_by_epoch = config.lr_schedule == "kl_adaptive" and config.lr_kl_cadence == "epoch"
         self._epoch_kl = flat.new_zeros(2)
@@ -119,8 +120,9 @@ class Learner:
             if epoch > 0 and stop.between_epochs_(lambda: self._stop_kl(batch)):
                 break
             dealt = minibatches(units, config.minibatch_size, self.generator, num_rows, width)
+            all_count = dealt[0].numel() == len(units) and not batch.state
             step: Step | None = None
-            for minibatch in cut(batch, *dealt):
+            for minibatch in cut(batch, *dealt, all_count=all_count):
                 step = self._step_for(minibatch) if step is None else step
                 step(minibatch)
                 if stop.ends_epoch():
@@ -174,12 +176,16 @@ class Learner:
 
     def _losses_and_gradient(self, minibatch: Batch) -> tuple[Losses, Tensor]:
         """What the minibatch says at the present θ, and the gradient of its total, `[n]`."""
+        if self.compiled is None:
+            losses = self.loss(self.policy(minibatch.obs, minibatch.state), minibatch)
+            return losses, self.parameters.gradient(losses.total)
 
         def losses_at(flat: Tensor) -> tuple[Tensor, Losses]:
             given = (minibatch.obs, minibatch.state)
             losses = self.loss(functional_call(self._module, self.parameters.split(flat), given), minibatch)
             return losses.total, losses
 
+        # One tensor goes in and is written to; a graph would have to find out which of many share its memory.
         flat = self.parameters.flat
         if self._functional_gradient:
             grad, losses = torch.func.grad(losses_at, has_aux=True)(flat)
@@ -210,11 +216,11 @@ class Learner:
         Returns:
             the loss, its parts, and how far the policy is from π_old.
         """
-        config, valid = self.config, batch.valid
+        config, valid = self.config, None if batch.all_count else batch.valid
         pi_old, pi = old_and_new(self.family, batch, output)
         adv = normalize_advantages(batch.adv, valid) if config.advantage_norm == "minibatch" else batch.adv
         kl, logp = self.objective.divergence(pi_old, pi), pi.log_prob(batch.action)
-        policy = self.objective(logp=logp, logp_old=batch.logp_old, adv=adv, kl=kl, valid=valid).loss
+        policy = self.objective.loss(logp=logp, logp_old=batch.logp_old, adv=adv, kl=kl, valid=valid)
         value = valid_mean(value_loss(output.value, batch.value_old, batch.ret, config.value_clip), valid)
         entropy = -valid_mean(pi.entropy(), valid)
         total = policy + config.vf_coef * value
@@ -244,16 +250,21 @@ class Learner:
 
         Source: Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1.
         """
-        flat, spread = self.parameters.flat, self.parameters.by_part
+        flat, spread = self.parameters.flat, self._spread
         self.adam_steps += moves
-        bias1, bias2 = 1 - BETA1**self.adam_steps, 1 - BETA2**self.adam_steps
-        exp_avg = torch.lerp(self.exp_avg, grad, 1 - BETA1)
-        exp_avg_sq = torch.lerp(self.exp_avg_sq, grad.square(), 1 - BETA2)
-        denominator = exp_avg_sq.sqrt() / spread(bias2.sqrt()) + self.config.adam_eps
-        moved = flat - spread(self._lr / bias1) * exp_avg / denominator
-        where = spread(moves)
-        for old, new in ((self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq), (flat, moved)):
-            old.copy_(torch.where(where, new, old))
+        steps = self.adam_steps.clamp(min=1)
+        # Where nothing moves, everything is moved by 0: cheaper than to choose between before and after.
+        share = moves.to(flat.dtype)
+        grad = torch.where(spread(moves), grad, 0.0)
+        self.exp_avg.lerp_(grad, spread((1 - BETA1) * share))
+        self.exp_avg_sq.lerp_(grad.square(), spread((1 - BETA2) * share))
+        bias1, bias2 = 1 - BETA1**steps, 1 - BETA2**steps
+        denominator = self.exp_avg_sq.sqrt() / spread(bias2.sqrt()) + self.config.adam_eps
+        flat -= spread(share * self._lr / bias1) * self.exp_avg / denominator
+
+    def _spread(self, actor_critic: Tensor) -> Tensor:
+        """`[2]` over the parameters, `[n]`; one number where actor and critic are always moved alike."""
+        return self.parameters.by_part(actor_critic) if self._apart else actor_critic[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and Adam moments by parameter name, and the minibatches' random stream."""

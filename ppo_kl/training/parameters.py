@@ -40,12 +40,18 @@ class FlatParameters:
         for name, view in self.split(self.flat).items():
             named[name].data = view
         self.flat.requires_grad_()
+        self._parameters = [named[name] for name in self.names]
         self._is_actors = torch.arange(len(self.flat), device=self.flat.device) < self.num_actor
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of `vector`, `[n]`, by parameter name; differentiable."""
         pieces = torch.split(vector, self.sizes)
         return {n: x.view(s) for n, x, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """∇ loss, `[n]`, of a loss that was computed with the module's own parameters; 0 for those that it lacks."""
+        grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([grad.reshape(-1) for grad in grads])
 
     def by_part(self, actor_critic: Tensor) -> Tensor:
         """One number of the actor and one of the critic, `[2]`, spread over their parameters, `[n]`."""

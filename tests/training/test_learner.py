@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -405,15 +406,17 @@ def test_a_batch_without_a_row_that_counts_changes_nothing():
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def spoil_one_gradient_element(learner: Learner, value: float, element: int):
-    """From now on, and until the handle is removed."""
+def spoil_one_gradient_element(learner: Learner, value: float, element: int) -> Callable[[], None]:
+    """Every gradient has a fault from now on; answers what ends that."""
+    real = learner.parameters.gradient
 
-    def hook(grad: Tensor) -> Tensor:
-        grad = grad.clone()
+    def spoiled(loss: Tensor) -> Tensor:
+        grad = real(loss)
         grad[element] = value
         return grad
 
-    return learner.parameters.flat.register_hook(hook)
+    learner.parameters.gradient = spoiled
+    return lambda: setattr(learner.parameters, "gradient", real)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -426,12 +429,12 @@ def test_a_single_element_of_the_gradient_that_is_not_finite_leaves_everything_a
         one_step(healthy, batch)
     before = everything(learner)
 
-    handle = spoil_one_gradient_element(learner, value, element)
+    mend = spoil_one_gradient_element(learner, value, element)
     for fault in (1, 2, 3):
         one_step(learner, batch)
         assert same_bits(everything(learner), before)
         assert learner.skipped_in_a_row.item() == fault
-    handle.remove()
+    mend()
 
     # Adam's memory holds nothing of the fault: the next step is the one it would have been.
     one_step(learner, batch)
