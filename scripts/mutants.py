@@ -29,6 +29,55 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "two learners share a compiled step",
+        "ppo_kl/training/engine.py",
+        "function.__code__.replace(),",
+        "function.__code__,",
+        "tests/training/test_engine.py",
+    ),
+    Mutant(
+        "an old graph is used with new settings",
+        "ppo_kl/objectives/objective.py",
+        "return (*self._surrogate_settings.items(), ",
+        "return (",
+        "tests/training/test_engine.py",
+    ),
+    Mutant(
+        "where all rows are said to count is not told apart",
+        "ppo_kl/batch.py",
+        "return batch.all_count, *(",
+        "return *(",
+        "tests/test_batch.py",
+    ),
+    Mutant(
+        "a gradient that is not finite moves Adam's memory",
+        "ppo_kl/training/learner.py",
+        "share = moves.to(flat.dtype)",
+        "share = torch.ones_like(self._lr)",
+        "tests/training/test_learner.py",
+    ),
+    Mutant(
+        "compiles where that costs more than it saves",
+        "ppo_kl/training/compile_choice.py",
+        "if saved > needed:",
+        "if saved < needed:",
+        "tests/training/test_compile_choice.py",
+    ),
+    Mutant(
+        "the actor in NumPy forgets its biases",
+        "ppo_kl/policies/numpy_actor.py",
+        "        y += bias\n",
+        "",
+        "tests/policies/test_numpy_actor.py",
+    ),
+    Mutant(
+        "a saved run's module is imported to measure its environment",
+        "ppo_kl/envs/worker_count.py",
+        "    require_imported(config)\n",
+        "",
+        "tests/training/test_init_from.py",
+    ),
+    Mutant(
         "the implied λ forgets the plain surrogate",
         "ppo_kl/diagnostics/gradients.py",
         "(surrogate + penalty - ratio)",

@@ -89,6 +89,7 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
         compile="off" if compiled is None else "on",
         compile_s=0.0 if compiled is None else round(compiled.seconds, 2),
         num_threads=torch.get_num_threads(),
+        workers=done.agent.config.runtime.num_workers,
         seed=settings.seed,
         valid=round(meter.steps / (meter.iterations * rows), 4),
     )

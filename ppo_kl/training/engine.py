@@ -30,11 +30,12 @@ class CompiledStep:
 
     Args:
         step: reads and writes tensors alone, in place, and whatever else it looks at never changes.
+        device: of the tensors.
         dynamic: whether one graph serves all shapes.
     """
 
-    def __init__(self, step: Step, *, dynamic: bool = False) -> None:
-        self._step, self._dynamic = step, dynamic
+    def __init__(self, step: Step, device: torch.device, *, dynamic: bool = False) -> None:
+        self._step, self._device, self._dynamic = step, device, dynamic
         self._graphs: dict[Hashable, Step] = {}
         self.seconds = 0.0
         """Spent on compiling, with the first call of each graph."""
@@ -66,7 +67,7 @@ class CompiledStep:
     def _compiled_by(self, arguments: tuple[Any, ...]) -> Step:
         """Run the step once, and answer how to run it from now on."""
         begin = time.perf_counter()
-        graph = _compiled(self._step, self._dynamic)
+        graph = _compiled(self._step, self._device, self._dynamic)
         try:
             with _traced_gradients(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own ways of tracing
@@ -92,7 +93,7 @@ def cannot_compile(device: torch.device) -> str | None:
     return None
 
 
-def _compiled(step: Step, dynamic: bool) -> Step:
+def _compiled(step: Step, device: torch.device, dynamic: bool) -> Step:
     # A function of its own: graphs without guards are found by the code they were made of.
     function = getattr(step, "__func__", step)
     copy = types.FunctionType(
@@ -103,7 +104,8 @@ def _compiled(step: Step, dynamic: bool) -> Step:
         function.__closure__,
     )
     own = types.MethodType(copy, step.__self__) if isinstance(step, types.MethodType) else copy
-    options: dict[str, Any] = {"guard_filter_fn": _no_guards, "cpp_wrapper": True}
+    # On a CPU the small operations are called from C++ too: from Python, that takes as long as they do.
+    options: dict[str, Any] = {"guard_filter_fn": _no_guards, "cpp_wrapper": device.type == "cpu"}
     compiled: Step = torch.compile(own, fullgraph=True, dynamic=dynamic or None, options=options)
     return compiled
 

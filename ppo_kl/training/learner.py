@@ -89,9 +89,9 @@ class Learner:
 
     def compile(self) -> None:
         """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""
-        self._functional_gradient = not gradients_are_traced()
         # Sequences are as many, and as long, as the episodes of a rollout have it.
-        self.compiled = CompiledStep(self.step, dynamic=bool(self.policy.initial_state(1)))
+        device = self.parameters.flat.device
+        self.compiled = CompiledStep(self.step, device, dynamic=bool(self.policy.initial_state(1)))
 
     def update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Epochs × minibatches over the batch.
@@ -146,6 +146,7 @@ class Learner:
         """How a step on minibatches like this one is run."""
         if self.compiled is None:
             return self.step
+        self._functional_gradient = not gradients_are_traced()
         return self.compiled.of((layout(minibatch, sizes=not minibatch.state), self.objective.constants))
 
     def step(self, minibatch: Batch) -> None:

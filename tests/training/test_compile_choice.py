@@ -71,7 +71,7 @@ def test_an_agent_can_be_settled_whatever_it_sees_and_remembers(memory):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_what_auto_came_to_is_written_down_and_said_once(tmp_path, monkeypatch, capsys, compiled):
     monkeypatch.setattr(agent_module, "choose", lambda *_: Choice(compiled, "because"))
-    monkeypatch.setattr("ppo_kl.training.engine._compiled", lambda step, dynamic: step)
+    monkeypatch.setattr("ppo_kl.training.engine._compiled", lambda step, device, dynamic: step)
     result = train(dataclasses.replace(config(), total_steps=16, runs_dir=str(tmp_path)))
     said = capsys.readouterr().out
     assert f"runtime.compile auto: {'on' if compiled else 'off'}: because" in said

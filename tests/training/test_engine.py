@@ -25,7 +25,7 @@ from ppo_kl.training.learner import Learner
 ITERATIONS = 20
 
 
-def traced(step, dynamic):
+def traced(step, device, dynamic):
     """The graph that would be compiled, run without a C++ compiler."""
     return torch.compile(step, fullgraph=True, dynamic=dynamic or None, backend="aot_eager_decomp_partition")
 
@@ -286,7 +286,7 @@ def test_gradients_can_be_taken_by_torch_func_where_autograd_cannot_be_traced(mo
 
 
 def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatch):
-    def broken(step, dynamic):
+    def broken(step, device, dynamic):
         def run(*arguments):
             raise RuntimeError("no such compiler\nand a long traceback")
 
@@ -302,7 +302,7 @@ def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatc
 
 
 def test_what_the_step_itself_raises_is_raised(monkeypatch):
-    def broken(step, dynamic):
+    def broken(step, device, dynamic):
         def run(*arguments):
             raise RuntimeError("Dynamo says something about it")
 
@@ -317,7 +317,7 @@ def test_what_the_step_itself_raises_is_raised(monkeypatch):
 
 def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
     graphs = []
-    monkeypatch.setattr(engine, "_compiled", lambda step, dynamic: graphs.append(step) or step)
+    monkeypatch.setattr(engine, "_compiled", lambda step, device, dynamic: graphs.append(step) or step)
     learner = make(objective="clip", minibatch_size=64)
     learner.compile()
     for n in range(2, 20):
