@@ -89,7 +89,7 @@ class Learner:
 
     def compile(self) -> None:
         """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""
-        # Sequences are as many, and as long, as the episodes of a rollout have it.
+        # There are as many sequences in a rollout as its episodes have it.
         device = self.parameters.flat.device
         self.compiled = CompiledStep(self.step, device, dynamic=bool(self.policy.initial_state(1)))
 
