@@ -7,6 +7,7 @@ python scripts/generate.py --check   says what differs, and exits with 1
 """
 
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -41,6 +42,7 @@ MUJOCO = {
 """Environment id by the name of its file in configs/env."""
 ENVIRONMENT_RUNS = ROOT / "docs" / "results" / "environments.json"
 SETTINGS_PAGE = ROOT / "docs" / "configuration.md"
+SPEED_RUNS = ROOT / "docs" / "results" / "speed.jsonl"
 KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
 
 
@@ -62,6 +64,8 @@ def generated() -> dict[Path, str]:
         (ROOT / "README.md", "metrics", glossary.as_markdown()),
         (ROOT / "docs" / "measured.md", "preset runs", runs_as_markdown()),
         (SETTINGS_PAGE, "settings", settings_as_markdown()),
+        (ROOT / "README.md", "speed", speed_as_markdown(whole=False)),
+        (ROOT / "docs" / "speed.md", "speed", speed_as_markdown(whole=True)),
     ):
         files[page] = with_section(files[page], section, content)
     return files
@@ -126,6 +130,21 @@ def environments_as_markdown() -> str:
             cells.append(f"{statistics.median(run['kl_median'] for run in seeds):.4f}")
         rows.append(row(cells))
     return "\n".join(rows)
+
+
+def speed_as_markdown(*, whole: bool) -> str:
+    """The tables of the benchmarks, from the recorded runs: a short one, or one for each workload."""
+    sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+    table, results = importlib.import_module("table"), importlib.import_module("results")
+    rows = results.read([SPEED_RUNS])
+    if not whole:
+        return str(table.summary([row for row in rows if row["cores"] == 1]))
+    parts = []
+    for cores, called in ((1, "one core"), (2, "two cores")):
+        of = [row for row in rows if row["cores"] == cores]
+        for workload in sorted({row["workload"] for row in of}):
+            parts += [f"### {workload}, {called}", table.table(of, workload)]
+    return "\n\n".join(parts)
 
 
 def executed(script: Path) -> str:

@@ -38,6 +38,25 @@ def table(rows: list[Row], workload: str) -> str:
     return "\n".join(lines + ([""] if failed else []) + failed)
 
 
+def summary(rows: list[Row]) -> str:
+    """All workloads side by side: steps per second, times the base, and µs per gradient step."""
+    workloads = sorted({row["workload"] for row in rows})
+    found = {workload: by_contestant(rows, workload) for workload in workloads}
+    names = list(dict.fromkeys(row["peer"] for row in rows))
+    lines = ["| steps/s, × Stable-Baselines3, µs per gradient step | " + " | ".join(workloads) + " |"]
+    lines.append("|---" * (len(workloads) + 1) + "|")
+    for name in names:
+        cells = []
+        for workload in workloads:
+            runs = found[workload].get(name, [])
+            speeds, times = spread(runs, "steps_per_s"), ratio(runs, found[workload].get(BASE, []))
+            said = [] if speeds is None else [f"{speeds.median:,.0f}", f"{times:.1f} ×" if times else ""]
+            step = spread(runs, "us_per_grad_step")
+            cells.append(" · ".join(filter(None, [*said, "" if step is None else f"{step.median:,.0f} µs"])))
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def _with_range(of: Spread) -> str:
     return f"{of.median:,.0f} ({of.low:,.0f}–{of.high:,.0f})"
 
