@@ -141,8 +141,8 @@ def speed_as_markdown(*, whole: bool) -> str:
         return str(table.summary([row for row in rows if row["cores"] == 1]))
     parts = []
     for cores, called in ((1, "one core"), (2, "two cores")):
-        of = [row for row in rows if row["cores"] == cores]
-        for workload in sorted({row["workload"] for row in of}):
+        of = [run for run in rows if run["cores"] == cores]
+        for workload in sorted({run["workload"] for run in of}):
             parts += [f"### {workload}, {called}", table.table(of, workload)]
     return "\n\n".join(parts)
 
