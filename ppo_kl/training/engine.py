@@ -9,6 +9,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,8 +68,10 @@ class CompiledStep:
     def _compiled_by(self, arguments: tuple[Any, ...]) -> Step:
         """Run the step once, and answer how to run it from now on."""
         begin = time.perf_counter()
-        graph = _compiled(self._step, self._device, self._dynamic)
         try:
+            if (reason := cannot_compile(self._device)) is not None:
+                raise RuntimeError(reason)
+            graph = _compiled(self._step, self._device, self._dynamic)
             with _traced_gradients(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own ways of tracing
                 graph(*arguments)
@@ -90,6 +93,9 @@ def cannot_compile(device: torch.device) -> str | None:
     """Why nothing can be compiled for this device; none where it can, as far as one can tell without trying."""
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         return "there is no C++ compiler (g++ or clang++)"
+    folder = str(Path(torch.__file__).parent)
+    if device.type == "cpu" and any(map(str.isspace, folder)):
+        return f"PyTorch lies in a folder with a space in its name, which its calls of the compiler split: {folder}"
     return None
 
 
@@ -128,5 +134,7 @@ def _traced_gradients() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Of a compiler's error the command comes first, and is long.
+    text = str(error).rpartition("Output:")[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

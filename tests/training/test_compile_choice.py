@@ -14,6 +14,7 @@ from ppo_kl.load import read_config
 from ppo_kl.training import agent as agent_module
 from ppo_kl.training import compile_choice
 from ppo_kl.training.compile_choice import Choice, choose, overhead, planned_gradient_steps
+from ppo_kl.training.engine import cannot_compile
 
 OVERRIDES = {"env.num_envs": 2, "training.num_steps": 8, "training.minibatch_size": 5, "training.num_epochs": 3}
 
@@ -70,6 +71,7 @@ def test_an_agent_can_be_settled_whatever_it_sees_and_remembers(memory):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_what_auto_came_to_is_written_down_and_said_once(tmp_path, monkeypatch, capsys, compiled):
+    monkeypatch.setattr("ppo_kl.training.engine.cannot_compile", lambda device: None)
     monkeypatch.setattr(agent_module, "choose", lambda *_: Choice(compiled, "because"))
     monkeypatch.setattr("ppo_kl.training.engine._compiled", lambda step, device, dynamic: step)
     result = train(dataclasses.replace(config(), total_steps=16, runs_dir=str(tmp_path)))
@@ -93,6 +95,7 @@ def test_an_agent_in_memory_weighs_each_time_it_learns(monkeypatch):
         with_auto.close()
 
 
+@pytest.mark.skipif(cannot_compile(torch.device("cpu")) is not None, reason="nothing compiles here")
 def test_a_stop_and_a_resume_of_compiled_steps_change_no_bit(tmp_path, monkeypatch):
     compiled = config(**{"runtime.compile": "on", "total_steps": 64})
     whole, half = Agent(compiled), Agent(compiled)

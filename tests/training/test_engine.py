@@ -20,6 +20,7 @@ from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.box_families import GaussianFamily
 from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training import engine
+from ppo_kl.training.engine import cannot_compile
 from ppo_kl.training.learner import Learner
 
 ITERATIONS = 20
@@ -28,6 +29,11 @@ ITERATIONS = 20
 def traced(step, device, dynamic):
     """The graph that would be compiled, run without a C++ compiler."""
     return torch.compile(step, fullgraph=True, dynamic=dynamic or None, backend="aot_eager_decomp_partition")
+
+
+@pytest.fixture(autouse=True)
+def as_if_there_were_a_compiler(monkeypatch):
+    monkeypatch.setattr(engine, "cannot_compile", lambda device: None)
 
 
 @pytest.fixture
@@ -241,7 +247,7 @@ def test_images_indices_and_vectors_go_into_the_graph(trunk):
 
 # --- the compiler itself ----------------------------------------------------------------------------------------------
 
-needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+needs_a_compiler = pytest.mark.skipif(cannot_compile(torch.device("cpu")) is not None, reason="nothing compiles here")
 COMPILED = {"kl_adaptive": "gaussian", "clip": "categorical"}
 
 
@@ -328,7 +334,28 @@ def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
     assert len(graphs) == engine.MAX_GRAPHS
 
 
+def test_a_compiler_s_error_is_told_without_the_command(monkeypatch):
+    def broken(step, device, dynamic):
+        raise RuntimeError("C++ compile error\n\nCommand:\ng++ a.cpp -O3\n\nOutput:\n/usr/bin/ld: cannot find -lx\n")
+
+    monkeypatch.setattr(engine, "_compiled", broken)
+    learner = make(objective="clip")
+    learner.compile()
+    with pytest.warns(EngineWarning, match=r"RuntimeError: /usr/bin/ld: cannot find -lx; "):
+        learner.update(batch_of(learner), 0.0)
+
+
+def test_a_folder_with_a_space_is_named_before_a_compiler_fails_on_it(monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/home/me/my venv/torch/__init__.py")
+    monkeypatch.setattr(engine, "cannot_compile", cannot_compile)
+    assert cannot_compile(torch.device("cpu")).endswith("of the compiler split: /home/me/my venv/torch")
+    learner = make(objective="clip")
+    learner.compile()
+    with pytest.warns(EngineWarning, match="folder with a space"):
+        learner.update(batch_of(learner), 0.0)
+
+
 def test_without_a_compiler_nothing_is_tried(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "no C++ compiler" in engine.cannot_compile(torch.device("cpu"))
-    assert engine.cannot_compile(torch.device("cuda")) is None
+    assert "no C++ compiler" in cannot_compile(torch.device("cpu"))
+    assert cannot_compile(torch.device("cuda")) is None
