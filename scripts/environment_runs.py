@@ -2,6 +2,7 @@
 
     python scripts/environment_runs.py acrobot pendulum            those, as docs/results/environments.json lacks them
     python scripts/environment_runs.py acrobot --anew              also what is there already
+    python scripts/environment_runs.py hopper --sb3                also Stable-Baselines3's clip, in the same setting
 
 Each run is `ppo-kl train --env FILE --objective NAME --seed K` without a folder, seeds 0 to 4, which no setting was
 tuned on. A finished run is kept at once, so that an interrupted script goes on where it was. `make configs` makes the
@@ -15,12 +16,17 @@ import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import sb3_run
 from preset_runs import SEEDS, made_by, run
 
 from ppo_kl.load import load_config
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "environments.json"
 OBJECTIVES = ("kl_adaptive", "clip")
+SB3 = "sb3"
+"""In the place of an objective's name: Stable-Baselines3's own clipped surrogate."""
+DIGITS = {"return": 1, "kl_median": 4}
+"""What is kept of a run, and how finely."""
 
 
 def main() -> None:
@@ -28,8 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("envs", nargs="+", metavar="FILE", help="a name in configs/env")
     parser.add_argument("--anew", action="store_true", help="also runs that are there already")
+    parser.add_argument("--sb3", action="store_true", help="also Stable-Baselines3's PPO")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     chosen = parser.parse_args()
+    contestants = (*OBJECTIVES, SB3) if chosen.sb3 else OBJECTIVES
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     steps = {env: load_config(env=env).total_steps for env in chosen.envs}
     for env in chosen.envs:
@@ -38,16 +46,16 @@ def main() -> None:
     missing = [
         (objective, env, seed, steps[env])
         for env in chosen.envs
-        for objective in OBJECTIVES
+        for objective in contestants
         for seed in SEEDS
-        if str(seed) not in results[env][objective]
+        if str(seed) not in results[env].setdefault(objective, {})
     ]
     with ProcessPoolExecutor(chosen.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(run, job): job for job in missing}
+        jobs = {pool.submit(sb3_run.run if job[0] == SB3 else run, job): job for job in missing}
         for done in as_completed(jobs):
             objective, env, seed, _ = jobs[done]
             result = done.result()
-            kept = {"return": round(result["return"], 1), "kl_median": round(result["kl_median"], 4)}
+            kept = {name: round(result[name], digits) for name, digits in DIGITS.items() if name in result}
             results[env][objective][str(seed)] = kept
             results[env][objective] = dict(sorted(results[env][objective].items()))
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
