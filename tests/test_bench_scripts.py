@@ -94,3 +94,26 @@ def test_every_contestant_has_a_script_and_workloads_there_are(script):
         assert set(contestant.workloads) <= set("ABC")
         file = contestant.command[0]
         assert file == "-m" or (ROOT / file).is_file()
+
+
+# --- scale ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_sample_costs_is_of_the_median_iteration_after_the_first(script):
+    scale = script("scale")
+    seen = scale.Seen()
+    # 4 · 5 = 20 samples: 2, 1 and 6 ms of a rollout have the median 2 ms, 100 µs each; updates 40 ms, 2,000 µs.
+    seen.seconds = [{"rollout": 9.0, "update": 9.0}, *({"rollout": x, "update": 0.04} for x in (2e-3, 1e-3, 6e-3))]
+    assert scale.microseconds(scale.Point(4, 5), seen) == ["100.00", "2000.00", "2100.00"]
+
+
+def test_a_small_rollout_is_measured_and_what_the_process_holds_is_looked_at(script, monkeypatch):
+    scale = script("scale")
+    monkeypatch.setattr(scale, "SETTINGS", {**scale.SETTINGS, "runtime.compile": "off"})
+    monkeypatch.setattr(scale, "LOOKED_AT", (2,))
+    seen = scale.measured(scale.Point(2, 8, iterations=3))
+    assert [set(row) for row in seen.seconds] == [{"rollout", "advantages", "measure", "update"}] * 3
+    ((number, (resident, files, threads)),) = seen.holds.items()
+    assert number == 2
+    assert resident > 50
+    assert min(files, threads) >= 1

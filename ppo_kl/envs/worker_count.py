@@ -26,7 +26,7 @@ MEASURING = 0.2
 STEPS = 40
 """At most; at least two."""
 PAUSE = 300e-6
-"""Seconds before every other step, as acting takes: long enough for a worker to fall asleep, as it does in a run."""
+"""Seconds before every other step, as acting takes; what is asked of a worker then takes as long as it does in a run."""
 CLEARLY = 1.25
 """How many times as fast stepping has to be for a process more."""
 
@@ -77,7 +77,7 @@ class Cost(NamedTuple):
     step: float
     """One step of one environment."""
     round_trip: float
-    """What it takes beside the step to ask a worker that sleeps, and to hear from it."""
+    """What it takes beside the step to ask a worker, after a pause, and to hear from it."""
 
 
 def seconds_of(cost: Cost, num_envs: int, workers: int) -> float:
@@ -121,7 +121,7 @@ def measured(config: EnvConfig, seed: int) -> Cost:
     finally:
         env.close()
     around = [whole - step for whole, step in zip(outside, inside, strict=True)]
-    # A step of several copies finds its code and data in the caches; a worker is asked when it has fallen asleep.
+    # A step of several copies finds its code and data in the caches; a worker is asked after a pause.
     return Cost(statistics.median(inside[::2]), statistics.median(around[1::2]))
 
 
