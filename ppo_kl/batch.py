@@ -177,9 +177,13 @@ def layout(batch: Batch, *, sizes: bool = True) -> tuple[Any, ...]:
     def kind(x: Tensor) -> tuple[Any, ...]:
         return (x.dtype, x.shape, x.stride()) if sizes else (x.dtype, len(x) == 1, x.shape[1:])
 
+    return batch.all_count, *((name, kind(x)) for name, x in tensors_in(batch))
+
+
+def tensors_in(batch: Batch) -> list[tuple[str | int, Tensor]]:
+    """All of them, with the name of each within its field."""
     named = [(name, x) for name, x in batch._asdict().items() if isinstance(x, Tensor) and name != "obs"]
-    tensors = [*each_part(batch.obs), *named, *enumerate(batch.state)]
-    return batch.all_count, *((name, kind(x)) for name, x in tensors)
+    return [*each_part(batch.obs), *named, *enumerate(batch.state)]
 
 
 def minibatches(

@@ -13,6 +13,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ MUJOCO = {
 }
 """Environment id by the name of its file in configs/env."""
 ENVIRONMENT_RUNS = ROOT / "docs" / "results" / "environments.json"
+PUBLISHED_RETURNS = {
+    "CleanRL, `clip`, v4, 10 seeds": ("1868 ± 623", "2301 ± 892", "3651 ± 1085"),
+    "OpenAI baselines, ppo2, v2": ("1669", "2316", "3425"),
+    "KLip-PPO's paper, clip, v4, 5 seeds": ("1955 ± 312", "2598 ± 278", "3717 ± 425"),
+    "KLip-PPO's paper, adaptive KL, d 0.02, v4, 5 seeds": ("2207 ± 1117", "2236 ± 365", "3639 ± 374"),
+}
+"""What others reached in 1M steps on the three of `COMPARED`: minibatches of 64, one environment, training returns."""
+COMPARED = ("halfcheetah", "hopper", "walker2d")
 SETTINGS_PAGE = ROOT / "docs" / "configuration.md"
 SPEED_RUNS = ROOT / "docs" / "results" / "speed.jsonl"
 KL_TOUR, KL_PAGE = ROOT / "scripts" / "kl_tour.py", ROOT / "docs" / "kl.md"
@@ -61,6 +70,8 @@ def generated() -> dict[Path, str]:
     for page, section, content in (
         (ROOT / "README.md", "objectives", objectives_as_markdown()),
         (ROOT / "README.md", "environment runs", environments_as_markdown()),
+        (ROOT / "README.md", "mujoco runs", mujoco_as_markdown()),
+        (ROOT / "docs" / "measured.md", "mujoco seeds", seeds_as_markdown(COMPARED)),
         (ROOT / "README.md", "metrics", glossary.as_markdown()),
         (ROOT / "docs" / "measured.md", "preset runs", runs_as_markdown()),
         (SETTINGS_PAGE, "settings", settings_as_markdown()),
@@ -121,8 +132,14 @@ def runs_as_markdown() -> str:
 
 def environments_as_markdown() -> str:
     """The table of tuned files, from the recorded runs: each seed's return, and the KL of an update."""
+    return seeds_as_markdown([name for name in _environment_runs() if name not in MUJOCO])
+
+
+def seeds_as_markdown(names: Sequence[str]) -> str:
+    """The recorded runs of these files: each seed's return, and the KL of an update."""
     rows = [row(("`--env`", "steps", "`kl_adaptive`", "KL", "`clip`", "KL")), "|---|---|---|---|---|---|"]
-    for name, runs in json.loads(ENVIRONMENT_RUNS.read_text()).items():
+    for name in names:
+        runs = _environment_runs()[name]
         cells = [f"`{name}`", f"{runs['steps']:,}"]
         for objective in ("kl_adaptive", "clip"):
             seeds = [run for _, run in sorted(runs[objective].items())]
@@ -130,6 +147,29 @@ def environments_as_markdown() -> str:
             cells.append(f"{statistics.median(run['kl_median'] for run in seeds):.4f}")
         rows.append(row(cells))
     return "\n".join(rows)
+
+
+def mujoco_as_markdown() -> str:
+    """Returns in the PPO paper's setting beside Stable-Baselines3's and the published ones, mean ± SD over seeds."""
+    runs = _environment_runs()
+    rows = [row(("1M steps", *(MUJOCO[name] for name in COMPARED))), "|---|---|---|---|"]
+    for objective, called in (
+        ("clip", "`clip`, seeds 0 … 4"),
+        ("kl_adaptive", "`kl_adaptive`, d 0.01, seeds 0 … 4"),
+        ("sb3", "Stable-Baselines3 here, same settings, seeds 0 … 4"),
+    ):
+        rows.append(row((called, *(_mean_and_deviation(runs[name].get(objective, {})) for name in COMPARED))))
+    return "\n".join([*rows, *(row((source, *returns)) for source, returns in PUBLISHED_RETURNS.items())])
+
+
+def _mean_and_deviation(seeds: dict[str, dict[str, float]]) -> str:
+    returns = [run["return"] for run in seeds.values()]
+    return f"{statistics.fmean(returns):.0f} ± {statistics.stdev(returns):.0f}" if len(returns) > 1 else "–"
+
+
+def _environment_runs() -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads(ENVIRONMENT_RUNS.read_text())
+    return recorded
 
 
 def speed_as_markdown(*, whole: bool) -> str:

@@ -49,11 +49,18 @@ def test_one_line_whose_numbers_fit_together_and_the_run_folder_is_gone(temporar
 
 
 def test_rows_that_are_no_transitions_are_not_counted(temporary, capsys):
-    assert main([*SHORT, "--steps", "512", "--warmup", "0", "--env.vectorization", "native"]) == 0
+    assert main([*SHORT, "--steps", "512", "--env.vectorization", "native"]) == 0
     row = json.loads(capsys.readouterr().out)
     # CartPole's own vector environment answers a row without a transition after each episode.
     assert 0 < row["steps"] < 512
     assert row["valid"] == pytest.approx(row["steps"] / 512, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::ppo_kl.errors.EngineWarning")
+def test_steps_that_were_to_be_compiled_and_could_not_be_are_told(temporary, capsys, monkeypatch):
+    monkeypatch.setattr("ppo_kl.training.engine.cannot_compile", lambda device: "no compiler")
+    assert main([*SHORT, "--steps", "256", "--runtime.compile", "on"]) == 0
+    assert json.loads(capsys.readouterr().out)["compile"] == "failed"
 
 
 def test_a_profile_stands_on_stderr_and_not_in_the_numbers(temporary, capsys):
@@ -69,7 +76,7 @@ def test_a_profile_stands_on_stderr_and_not_in_the_numbers(temporary, capsys):
     [
         (["--workload", "D"], "--workload='D'"),
         (["--workload", "B", "--steps", "0"], "--steps=0"),
-        (["--workload", "B", "--warmup", "-1"], "--warmup=-1"),
+        (["--workload", "B", "--warmup", "0"], "--warmup=0"),
         (["--workload", "B", "--runs-dir", "mine"], "runs_dir='mine'"),
         (["--workload", "B", "--total-steps", "9"], "total_steps=9"),
         (["--workload", "B", "--objective", "clipp"], "clipp"),

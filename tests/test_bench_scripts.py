@@ -82,6 +82,7 @@ def test_a_picture_is_drawn(script, results, tmp_path):
         ("print('loading'); print('{\"steps_per_s\": 5.0}')", {"steps_per_s": 5.0}),
         ("raise SystemExit('no JAX here')", {"error": "exit status 1: no JAX here\n"}),
         ("import time; time.sleep(60)", {"error": "took longer than 1 s"}),
+        ("""print('{"compile": "failed"}')""", {"error": "steps were not compiled: "}),
     ],
 )
 def test_a_run_is_what_it_printed_last_or_why_it_failed(script, code, expected):

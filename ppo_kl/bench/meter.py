@@ -25,7 +25,7 @@ class Meter:
 
     Args:
         iterations: that are timed, ≥ 1.
-        warmup: before them, ≥ 0.
+        warmup: before them, ≥ 1.
     """
 
     def __init__(self, iterations: int, warmup: int) -> None:

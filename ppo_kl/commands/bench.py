@@ -44,14 +44,14 @@ def bench(
             16 environments, of 512.
         objective: a name in configs/objective, or a file.
         steps: environment steps to time, rounded to whole rollouts, at least one.
-        warmup: iterations before the clock starts.
+        warmup: iterations before the clock starts, at least one.
         profile: tables of where the time goes on stderr, of two more iterations.
         settings: of the run.
     """
     if steps < 1:
         raise ConfigError(f"--steps={steps}: allowed: >= 1; nothing was run")
-    if warmup < 0:
-        raise ConfigError(f"--warmup={warmup}: allowed: >= 0; nothing was run")
+    if warmup < 1:
+        raise ConfigError(f"--warmup={warmup}: allowed: >= 1, as what comes before is timed else; nothing was run")
     require_default(
         settings, ("total_steps", "runs_dir"), "--steps says how long, and the run folder is a temporary one"
     )
@@ -86,7 +86,7 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
         torch=torch.__version__,
         objective=settings.objective.name,
         vectorization=settings.env.vectorization,
-        compile="off" if compiled is None else "on",
+        compile="off" if compiled is None else "on" if compiled.failure is None else "failed",
         compile_s=0.0 if compiled is None else round(compiled.seconds, 2),
         num_threads=torch.get_num_threads(),
         workers=done.agent.config.runtime.num_workers,

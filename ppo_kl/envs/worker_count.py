@@ -26,7 +26,7 @@ MEASURING = 0.2
 STEPS = 40
 """At most; at least two."""
 PAUSE = 300e-6
-"""Seconds before every other step, as acting takes; what is asked of a worker then takes as long as it does in a run."""
+"""Seconds before every other step, as acting takes; to ask a worker takes as long then as it does in a run."""
 CLEARLY = 1.25
 """How many times as fast stepping has to be for a process more."""
 

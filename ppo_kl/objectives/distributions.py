@@ -215,7 +215,11 @@ class Joint(Distribution):
     def __init__(self, parts: Sequence[Distribution], validate_args: bool | None = None) -> None:
         self.parts = tuple(parts)
         shapes = [(tuple(part.batch_shape), tuple(part.event_shape)) for part in self.parts]
-        if len({batch for batch, _ in shapes}) != 1 or any(len(event) > 1 for _, event in shapes):
+        if (
+            not shapes
+            or any(batch != shapes[0][0] for batch, _ in shapes)
+            or any(len(event) > 1 for _, event in shapes)
+        ):
             raise ValueError(
                 f"Joint: batch and event shapes of the parts are {shapes}; give at least one part, all of one batch "
                 "shape and each over numbers or vectors"

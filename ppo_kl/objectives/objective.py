@@ -294,7 +294,7 @@ class Objective(nn.Module):
     @property
     def constants(self) -> tuple[Any, ...]:
         """What `forward` reads beside tensors: whoever compiles it does so anew where these have changed."""
-        return (*self._surrogate_settings.items(), self.config.penalty, self._target_at_start, self.training)
+        return (*self._surrogate_settings.items(), self.config.penalty, self._target_at_start)
 
     @property
     def follows_kl(self) -> bool:
@@ -380,5 +380,6 @@ def _clip_band(settings: dict[str, Any]) -> tuple[float | Tensor, float | Tensor
 
 def _require_one_shape(tensors: dict[str, Tensor]) -> None:
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    if len(set(shapes.values())) != 1 or tensors["logp"].dim() != 1:
+    # Compared, not put into a set: a compiler that is to serve any B would have to settle on one.
+    if tensors["logp"].dim() != 1 or any(shape != shapes["logp"] for shape in shapes.values()):
         raise ValueError(f"objective: every input must have one common shape (B,); got {shapes}")

@@ -57,11 +57,13 @@ def overhead(learner: Learner, parts: tuple[Part, ...]) -> float:
     """Seconds that an eager gradient step takes on next to no data, so beside its arithmetic; the fastest of a few."""
     before, batch = learner.state_dict(), _one_row(learner, parts)
     seconds = []
-    for _ in range(WARM_UPS + TIMED):
-        begin = time.perf_counter()
-        learner.step(batch)
-        seconds.append(time.perf_counter() - begin)
-    learner.load_state_dict(before)
+    try:
+        for _ in range(WARM_UPS + TIMED):
+            begin = time.perf_counter()
+            learner.step(batch)
+            seconds.append(time.perf_counter() - begin)
+    finally:  # also by Ctrl-C in a notebook, where training may go on
+        learner.load_state_dict(before)
     return min(seconds[WARM_UPS:])
 
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import shutil
 import time
 import types
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ppo_kl.errors import EngineWarning
 
 Step = Callable[..., None]
+Guards = Literal["none", "shapes", "all"]
 
 _TRACE = "trace_autograd_ops"
 MAX_GRAPHS = 8
 """Compiled for as many shapes of a batch; whatever has yet another shape is run eagerly."""
+MAX_TRIES = 2
+"""Times that one of them is compiled from the beginning; PyTorch compiles anew eight times by itself before."""
+GUARDS: dict[Guards, Callable[[Sequence[Any]], list[bool]]] = {
+    "none": lambda guards: [False] * len(guards),
+    "shapes": lambda guards: [guard.guard_type == "SHAPE_ENV" for guard in guards],
+    "all": lambda guards: [True] * len(guards),
+}
+"""Which of the conditions that PyTorch found on its way through a step are kept."""
 
 
 class CompiledStep:
@@ -30,16 +41,22 @@ class CompiledStep:
     much as a third of the step. A step that cannot be compiled is run eagerly, with a warning that says why.
 
     Args:
-        step: reads and writes tensors alone, in place, and whatever else it looks at never changes.
+        step: reads and writes tensors alone, in place, and whatever else it looks at never changes, unless guarded.
         device: of the tensors.
-        dynamic: whether one graph serves all shapes.
+        guards: what PyTorch looks at again in every call, to compile anew where it has changed: of `GUARDS`.
     """
 
-    def __init__(self, step: Step, device: torch.device, *, dynamic: bool = False) -> None:
-        self._step, self._device, self._dynamic = step, device, dynamic
+    def __init__(self, step: Step, device: torch.device, guards: Guards = "none") -> None:
+        self._step, self._device, self._guards = step, device, guards
         self._graphs: dict[Hashable, Step] = {}
         self.seconds = 0.0
         """Spent on compiling, with the first call of each graph."""
+        self.failure: str | None = None
+        """Why steps are run eagerly after all."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledStep:
+        # A graph writes into the tensors that it was made with.
+        return CompiledStep(copy.deepcopy(self._step, memo), self._device, self._guards)
 
     def of(self, key: Hashable) -> Step:
         """The step for arguments of this kind; compiled at its first call.
@@ -55,38 +72,55 @@ class CompiledStep:
 
     def _graph(self) -> Step:
         graph: Step | None = None
+        tries = 0
 
         def run(*arguments: Any) -> None:
-            nonlocal graph
-            if graph is None:
-                graph = self._compiled_by(arguments)
-            else:
-                graph(*arguments)
+            nonlocal graph, tries
+            if graph is not None:
+                try:
+                    graph(*arguments)
+                    return
+                except _not_run():
+                    pass  # as after torch.compiler.reset(), or where what is guarded changes in every call
+            begin = time.perf_counter()
+            tries += 1
+            graph, failure = self._compiled_by(arguments, once_more=tries <= MAX_TRIES)
+            self.seconds += time.perf_counter() - begin
+            if failure is not None:
+                self.failure = failure
+                warnings.warn(
+                    "runtime.compile: gradient steps run eagerly, several times slower, because the step could not be "
+                    f"compiled: {failure}; runtime.compile=off does not try",
+                    EngineWarning,
+                    stacklevel=2,
+                )
 
         return run
 
-    def _compiled_by(self, arguments: tuple[Any, ...]) -> Step:
-        """Run the step once, and answer how to run it from now on."""
-        begin = time.perf_counter()
+    def _compiled_by(self, arguments: tuple[Any, ...], *, once_more: bool) -> tuple[Step, str | None]:
+        """Run the step once, and answer how to run it from now on, and why not compiled, if it is not."""
         try:
             if (reason := cannot_compile(self._device)) is not None:
                 raise RuntimeError(reason)
-            graph = _compiled(self._step, self._device, self._dynamic)
-            with _traced_gradients(), warnings.catch_warnings():
+            if not once_more:
+                raise RuntimeError(f"what it looks at changed {MAX_TRIES} times in a way that asks for another graph")
+            graph = _compiled(self._step, self._device, self._guards)
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own ways of tracing
-                graph(*arguments)
+                with _traced_gradients():
+                    graph(*arguments)
         except Exception as error:
             # Nothing was moved: a graph runs as a whole or not at all. What the step itself raises, it raises here.
             self._step(*arguments)
-            graph = self._step
-            warnings.warn(
-                f"runtime.compile: gradient steps run eagerly, several times slower, because the step could not be "
-                f"compiled: {_reason(error)}; runtime.compile=off does not try",
-                EngineWarning,
-                stacklevel=2,
-            )
-        self.seconds += time.perf_counter() - begin
-        return graph
+            return self._step, _reason(error)
+        return graph if self._guards == "none" else _compiles_again(graph), None
+
+
+def of_any_length(tensors: Iterable[Tensor]) -> None:
+    """Let one graph serve any number of rows but 1, which PyTorch always takes for something else."""
+    dynamo = importlib.import_module("torch._dynamo")
+    for x in tensors:
+        dynamo.mark_dynamic(x, 0)
 
 
 def cannot_compile(device: torch.device) -> str | None:
@@ -99,25 +133,41 @@ def cannot_compile(device: torch.device) -> str | None:
     return None
 
 
-def _compiled(step: Step, device: torch.device, dynamic: bool) -> Step:
+def _compiled(step: Step, device: torch.device, guards: Guards) -> Step:
     # A function of its own: graphs without guards are found by the code they were made of.
     function = getattr(step, "__func__", step)
-    copy = types.FunctionType(
+    own = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    own = types.MethodType(copy, step.__self__) if isinstance(step, types.MethodType) else copy
+    bound = types.MethodType(own, step.__self__) if isinstance(step, types.MethodType) else own
     # On a CPU the small operations are called from C++ too: from Python, that takes as long as they do.
-    options: dict[str, Any] = {"guard_filter_fn": _no_guards, "cpp_wrapper": device.type == "cpu"}
-    compiled: Step = torch.compile(own, fullgraph=True, dynamic=dynamic or None, options=options)
+    return _compile(bound, {"guard_filter_fn": GUARDS[guards], "cpp_wrapper": device.type == "cpu"})
+
+
+def _compile(step: Step, options: dict[str, Any]) -> Step:
+    compiled: Step = torch.compile(step, fullgraph=True, options=options)
     return compiled
 
 
-def _no_guards(guards: list[Any]) -> list[bool]:
-    return [False] * len(guards)
+def _compiles_again(graph: Step) -> Step:
+    """The graph, which may find what is guarded changed and make another one."""
+
+    def run(*arguments: Any) -> None:
+        with _traced_gradients():
+            graph(*arguments)
+
+    return run
+
+
+def _not_run() -> tuple[type[Exception], ...]:
+    """What PyTorch raises instead of running a graph."""
+    errors = importlib.import_module("torch._dynamo.exc")
+    names = "TorchDynamoException", "FailOnRecompileLimitHit"  # the latter is no kind of the former
+    return tuple(getattr(errors, name) for name in names if hasattr(errors, name))
 
 
 def gradients_are_traced() -> bool:

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_kl.batch import Batch, cut, layout, minibatches
+from ppo_kl.batch import Batch, cut, layout, minibatches, tensors_in
 from ppo_kl.config.training import TrainingConfig
 from ppo_kl.errors import CheckpointError
 from ppo_kl.objectives.divergence import policy_kl, require_kl
 from ppo_kl.objectives.objective import Objective
 from ppo_kl.objectives.reduction import valid_mean
-from ppo_kl.policies.actor_critic import Policy, PolicyOutput, old_and_new
+from ppo_kl.policies.actor_critic import ActorCritic, Policy, PolicyOutput, old_and_new
 from ppo_kl.policies.families import Family
 from ppo_kl.training.advantages import normalize_advantages
-from ppo_kl.training.engine import CompiledStep, Step, gradients_are_traced
+from ppo_kl.training.engine import CompiledStep, Guards, Step, gradients_are_traced, of_any_length
 from ppo_kl.training.kl_stop import EarlyStop
 from ppo_kl.training.learning_rate import kl_adaptive_lr
 from ppo_kl.training.parameters import FlatParameters, name_in_checkpoint
@@ -89,9 +89,10 @@ class Learner:
 
     def compile(self) -> None:
         """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""
-        # There are as many sequences in a rollout as its episodes have it.
-        device = self.parameters.flat.device
-        self.compiled = CompiledStep(self.step, device, dynamic=bool(self.policy.initial_state(1)))
+        # A network of the user's may look at what changes, and of sequences there are as many as episodes have it.
+        guards: Guards = "shapes" if self.policy.initial_state(1) else "none"
+        guards = guards if isinstance(self.policy, ActorCritic) else "all"
+        self.compiled = CompiledStep(self.step, self.parameters.flat.device, guards)
 
     def update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Epochs × minibatches over the batch.
@@ -147,7 +148,16 @@ class Learner:
         if self.compiled is None:
             return self.step
         self._functional_gradient = not gradients_are_traced()
-        return self.compiled.of((layout(minibatch, sizes=not minibatch.state), self.objective.constants))
+        autocast = torch.is_autocast_enabled(self.parameters.flat.device.type)
+        step = self.compiled.of((layout(minibatch, sizes=not minibatch.state), self.objective.constants, autocast))
+        if not minibatch.state or len(minibatch.state[0]) == 1:
+            return step
+
+        def of_any_number(minibatch: Batch) -> None:
+            of_any_length(x for _, x in tensors_in(minibatch))
+            step(minibatch)
+
+        return of_any_number
 
     def step(self, minibatch: Batch) -> None:
         """One gradient step; all on the device, nothing is read.
@@ -177,7 +187,7 @@ class Learner:
 
     def _losses_and_gradient(self, minibatch: Batch) -> tuple[Losses, Tensor]:
         """What the minibatch says at the present θ, and the gradient of its total, `[n]`."""
-        if self.compiled is None:
+        if not torch.compiler.is_compiling():
             losses = self.loss(self.policy(minibatch.obs, minibatch.state), minibatch)
             return losses, self.parameters.gradient(losses.total)
 

@@ -81,7 +81,7 @@ def run(command: list[str], cores: list[int], timeout: float) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": f"exit status {process.returncode}: {err[-600:]}"}
-    return row
+    return {"error": f"steps were not compiled: {err[-600:]}"} if row.get("compile") == "failed" else row
 
 
 def main() -> None:

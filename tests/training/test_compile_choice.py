@@ -57,6 +57,22 @@ def test_measuring_the_overhead_leaves_everything_as_it_was(family):
     assert torch.equal(learner.exp_avg_sq, other.exp_avg_sq)
 
 
+def test_an_interrupt_while_the_overhead_is_measured_leaves_everything_as_it_was(monkeypatch):
+    learner = make()
+    before, step, steps = learner.state_dict(), learner.step, iter(range(3))
+
+    def interrupted(batch):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        step(batch)
+
+    monkeypatch.setattr(learner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        overhead(learner, (vector(3),))
+    assert torch.equal(learner.adam_steps, before["adam_steps"])
+    assert torch.equal(learner.adam_steps, torch.zeros(2))
+
+
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_an_agent_can_be_settled_whatever_it_sees_and_remembers(memory):
     agent = Agent(dataclasses.replace(config(**{"policy.memory": memory}), total_steps=64))

@@ -1,8 +1,10 @@
 """Compiled gradient steps: whatever is trained, they compute what eager ones do."""
 
+import copy
 import shutil
 import warnings
 
+import my_nets
 import pytest
 import torch
 from every_family import EVERY_FAMILY
@@ -18,6 +20,7 @@ from ppo_kl.objectives import Objective
 from ppo_kl.observations import Part
 from ppo_kl.policies.actor_critic import ActorCritic
 from ppo_kl.policies.box_families import GaussianFamily
+from ppo_kl.policies.custom import make_policy
 from ppo_kl.policies.families import CategoricalFamily
 from ppo_kl.training import engine
 from ppo_kl.training.engine import cannot_compile
@@ -26,9 +29,10 @@ from ppo_kl.training.learner import Learner
 ITERATIONS = 20
 
 
-def traced(step, device, dynamic):
+def traced(step, options):
     """The graph that would be compiled, run without a C++ compiler."""
-    return torch.compile(step, fullgraph=True, dynamic=dynamic or None, backend="aot_eager_decomp_partition")
+    kept = {"guard_filter_fn": options["guard_filter_fn"]}
+    return torch.compile(step, fullgraph=True, backend="aot_eager_decomp_partition", options=kept)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,7 @@ def as_if_there_were_a_compiler(monkeypatch):
 @pytest.fixture
 def graphs_only(monkeypatch):
     torch.compiler.reset()
-    monkeypatch.setattr(engine, "_compiled", traced)
+    monkeypatch.setattr(engine, "_compile", traced)
 
 
 def both_ways(build):
@@ -186,20 +190,28 @@ def sequences_of(learner: Learner, S: int = 3, L: int = 2) -> Batch:
     return Batch(obs, action, logp, params, adv, value + adv, value, torch.arange(S * L) != 3, state=state)
 
 
-def recurrent(memory: str) -> Learner:
+def recurrent(memory: str, **settings) -> Learner:
     family, config = GaussianFamily((-1.0,), (1.0,), (1,)), PolicyConfig((4,), memory=memory, memory_size=3)
     policy = ActorCritic((Part((), "vector", (3,)),), family, config, seeded())
-    training = TrainingConfig(num_epochs=2, minibatch_size=4, lr=1e-3)
+    training = TrainingConfig(**{"num_epochs": 2, "minibatch_size": 100, "lr": 1e-3, **settings})
     return Learner(policy, family, Objective(PRESETS["clip"]), training, seeded(2))
 
 
 @pytest.mark.usefixtures("graphs_only")
 @pytest.mark.parametrize("memory", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_any_number_of_sequences_goes_into_one_graph(memory):
+    # The first number is that of the observation's dimensions, of the memory's and of a sequence's steps as well.
     eager, compiled = both_ways(lambda: recurrent(memory))
-    for S in (4, 7):
-        require_same(eager, compiled, lambda learner, S=S: sequences_of(learner, S), iterations=1)
+    for S in (3, 6, 5, 2, 9):
+        require_same(eager, compiled, lambda learner, S=S: sequences_of(learner, S, 3), iterations=1)
     assert len(compiled.compiled._graphs) == 1
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_single_sequence_is_another_graph():
+    eager, compiled = both_ways(lambda: recurrent("gru", minibatch_size=2))
+    for S in (1, 2):  # of two steps: 1 and 2 sequences in a minibatch, then 2 minibatches of 1
+        require_same(eager, compiled, lambda learner, S=S: sequences_of(learner, S), iterations=1)
 
 
 @pytest.mark.slow
@@ -243,6 +255,72 @@ def test_images_indices_and_vectors_go_into_the_graph(trunk):
         return Learner(policy, CategoricalFamily(3), Objective(PRESETS["kl_fixed"]), training, seeded(2))
 
     require_same(*both_ways(build), mixed_batch_of, iterations=2)
+
+
+def tempered() -> Learner:
+    policy = make_policy((Part((), "vector", (3,)),), CategoricalFamily(3), PolicyConfig(module=TEMPERED), seeded())
+    training = TrainingConfig(num_epochs=2, minibatch_size=5, lr=1e-2)
+    return Learner(policy, CategoricalFamily(3), Objective(PRESETS["clip"]), training, seeded(2))
+
+
+TEMPERED = f"{my_nets.__name__}:Tempered"
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_number_that_a_network_of_one_s_own_looks_at_may_change():
+    eager, compiled = both_ways(tempered)
+    for temperature in (1.0, 3.0):
+        for learner in (eager, compiled):
+            learner.policy.module.temperature = temperature
+        require_same(eager, compiled, iterations=1)
+    assert eager.policy.module.temperature == 3.0
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_number_that_changes_in_every_update_ends_in_eager_steps_that_are_right():
+    def anneal(*learners: Learner) -> None:
+        with torch._dynamo.config.patch(recompile_limit=2):
+            for temperature in range(1, 8):
+                for learner in learners:
+                    learner.policy.module.temperature = str(temperature)  # a number would be an input of the graph
+                    learner.update(batch_of(learner), 0.0)
+
+    eager, compiled = both_ways(tempered)
+    with pytest.warns(EngineWarning, match=r"changed 2 times in a way that asks for another graph") as caught:
+        anneal(eager, compiled)
+    assert len(caught) == 1
+    assert compiled.compiled.failure is not None
+    torch.testing.assert_close(compiled.parameters.flat, eager.parameters.flat, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_what_is_forgotten_by_torch_compiler_reset_is_compiled_anew():
+    eager, compiled = both_ways(lambda: make(objective="clip"))
+    for _ in range(2):
+        require_same(eager, compiled, iterations=1)
+        torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_autocast_asks_for_another_graph():
+    learner = make(objective="clip")
+    learner.compile()
+    for enabled in (False, True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            learner.update(batch_of(learner), 0.0)
+    assert len(learner.compiled._graphs) == 2
+
+
+@pytest.mark.usefixtures("graphs_only")
+def test_a_copy_of_a_learner_trains_itself():
+    original = make(objective="clip")
+    original.compile()
+    original.update(batch_of(original), 0.0)
+    before = original.parameters.flat.detach().clone()
+    other = copy.deepcopy(original)
+    other.update(batch_of(other), 0.0)
+    assert torch.equal(original.parameters.flat.detach(), before)
+    assert not torch.equal(other.parameters.flat.detach(), before)
 
 
 # --- the compiler itself ----------------------------------------------------------------------------------------------
@@ -295,13 +373,13 @@ def test_gradients_can_be_taken_by_torch_func_where_autograd_cannot_be_traced(mo
 
 
 def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatch):
-    def broken(step, device, dynamic):
+    def broken(step, options):
         def run(*arguments):
             raise RuntimeError("no such compiler\nand a long traceback")
 
         return run
 
-    monkeypatch.setattr(engine, "_compiled", broken)
+    monkeypatch.setattr(engine, "_compile", broken)
     eager, compiled = both_ways(lambda: make(objective="kl_adaptive", minibatch_size=4))
     with pytest.warns(EngineWarning, match=r"runtime\.compile.*RuntimeError: no such compiler; ") as caught:
         compiled.update(batch_of(compiled), 0.0)
@@ -311,13 +389,13 @@ def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatc
 
 
 def test_what_the_step_itself_raises_is_raised(monkeypatch):
-    def broken(step, device, dynamic):
+    def broken(step, options):
         def run(*arguments):
             raise RuntimeError("Dynamo says something about it")
 
         return run
 
-    monkeypatch.setattr(engine, "_compiled", broken)
+    monkeypatch.setattr(engine, "_compile", broken)
     learner = make(objective="clip")
     learner.compile()
     with pytest.raises(ValueError, match="one common shape"):
@@ -326,7 +404,7 @@ def test_what_the_step_itself_raises_is_raised(monkeypatch):
 
 def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
     graphs = []
-    monkeypatch.setattr(engine, "_compiled", lambda step, device, dynamic: graphs.append(step) or step)
+    monkeypatch.setattr(engine, "_compile", lambda step, options: graphs.append(step) or step)
     learner = make(objective="clip", minibatch_size=64)
     learner.compile()
     for n in range(2, 20):
@@ -335,10 +413,10 @@ def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
 
 
 def test_a_compiler_s_error_is_told_without_the_command(monkeypatch):
-    def broken(step, device, dynamic):
+    def broken(step, options):
         raise RuntimeError("C++ compile error\n\nCommand:\ng++ a.cpp -O3\n\nOutput:\n/usr/bin/ld: cannot find -lx\n")
 
-    monkeypatch.setattr(engine, "_compiled", broken)
+    monkeypatch.setattr(engine, "_compile", broken)
     learner = make(objective="clip")
     learner.compile()
     with pytest.warns(EngineWarning, match=r"RuntimeError: /usr/bin/ld: cannot find -lx; "):
