@@ -164,6 +164,13 @@ def stored(parts: tuple[Part, ...], obs: Any) -> Any:
 # --- what may be in it ------------------------------------------------------------------------------------------------
 
 
+def space_of(part: Part, space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The leaf of `space`, the whole observation space, that a part of it is."""
+    for key in part.path:
+        space = space[key]  # type: ignore[index]
+    return space
+
+
 def bounds_of(part: Part, space: spaces.Space[Any]) -> tuple[Array, Array] | None:
     """The lowest and highest number that `space` declares for a part of it, each `[*shape]`; none where any may be.
 
@@ -171,8 +178,7 @@ def bounds_of(part: Part, space: spaces.Space[Any]) -> tuple[Array, Array] | Non
         part: of kind vector or image; an index outside its range is an error of its own.
         space: the whole observation space.
     """
-    for key in part.path:
-        space = space[key]  # type: ignore[index]
+    space = space_of(part, space)
     if part.kind == "index" or part.dtype == "uint8" or not isinstance(space, spaces.Box):
         return None
     low, high = space.low.astype(np.float32), space.high.astype(np.float32)

@@ -46,6 +46,9 @@ class InBackground:
         """
         try:
             self._wait()
+        except BaseException:
+            finished = False
+            raise
         finally:
             self._thread.shutdown()
             self._writer.close(finished)

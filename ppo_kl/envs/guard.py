@@ -13,7 +13,7 @@ import numpy as np
 from ppo_kl.envs.action_mask import flat_mask
 from ppo_kl.envs.faults import close, raised
 from ppo_kl.errors import EnvDataError, PPOKLError
-from ppo_kl.observations import Array, Part, each_part, parts_of, read
+from ppo_kl.observations import Array, Part, each_part, parts_of, read, space_of
 
 LARGEST = float(np.finfo(np.float32).max)
 """Training is done in float32; what is larger is infinite there."""
@@ -70,6 +70,7 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._name, self._seed, self._index, self._episode = name, seed, index, episode
         self._truncates = truncates
         self._parts = parts_of(env.observation_space)
+        self._promised = {part.key: np.dtype(space_of(part, env.observation_space).dtype) for part in self._parts}
         self._accepted: dict[str, np.dtype[Any]] = {}
         self._usual: np.dtype[Any] | None = None
         self._shape = self._parts[0].shape
@@ -195,8 +196,10 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise self._fault(f"{called} is {_shown(value)}, expected an array of shape {part.shape}") from None
         if array.shape != part.shape:
             raise self._fault(f"{called} has shape {array.shape}, expected {part.shape}")
-        if array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, part.dtype, "same_kind"):
-            raise self._fault(f"{called} has dtype {array.dtype}, which is no {part.dtype}: {_shown(value)}")
+        # Observations are written into arrays of the space's own type: 0.5 or NaN would be a whole number there.
+        for dtype in (np.dtype(part.dtype), self._promised[part.key]):
+            if array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, dtype, "same_kind"):
+                raise self._fault(f"{called} has dtype {array.dtype}, which is no {dtype}: {_shown(value)}")
         if hasattr(value, "dtype"):
             self._accepted[part.key] = array.dtype
             if not part.path:

@@ -1,7 +1,7 @@
 """Processes that answer calls, and for everything that can happen to a process an error that says what happened.
 
 What goes wrong inside a worker comes back as text; a worker that died or does not answer is noticed. No worker outlives
-its parent.
+its parent, but for one that is inside of C code which holds Python's lock, and only as long as it is there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Workers:
     """
 
     def __init__(self, timeout: float, name: str) -> None:
-        self._timeout, self._name = timeout, name
+        self.timeout, self._name = timeout, name
         self._spin = 0.0
         self._shares: list[range] = []
         self._pipes: list[Pipe] = []
@@ -72,13 +72,14 @@ class Workers:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
+            # Before the signal that waited is met, which may end all this: what has begun is to be ended with it.
+            self._processes.append(process)
+            theirs.close()
+            # Registered once: to wait with multiprocessing.connection.wait costs 0.3 ms for 64 workers, each time.
+            self._signs.register(ours, selectors.EVENT_READ, (False, worker))
+            self._signs.register(process.sentinel, selectors.EVENT_READ, (True, worker))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            theirs.close()
-        self._processes.append(process)
-        # Registered once: to wait with multiprocessing.connection.wait costs 0.3 ms for 64 workers, each time.
-        self._signs.register(ours, selectors.EVENT_READ, (False, worker))
-        self._signs.register(process.sentinel, selectors.EVENT_READ, (True, worker))
 
     def give_rows(self, memory: int, num_envs: int) -> None:
         """Hand the memory that all processes share to each; see `ppo_kl.envs.shared`."""
@@ -114,7 +115,7 @@ class Workers:
         largest = max(map(len, self._shares), default=1)
         answers: dict[int, Any] = {}
         while len(answers) < len(self._pipes):
-            signs = self._signs_within(self._timeout * largest * patience)
+            signs = self._signs_within(self.timeout * largest * patience)
             if not signs:
                 silent = [worker for worker in range(len(self._pipes)) if worker not in answers]
                 for worker in silent:
@@ -122,7 +123,7 @@ class Workers:
                 each = f" for each of {largest} environments" if largest > 1 else ""
                 raise self._error(
                     ", ".join(map(self._label, silent)),
-                    f"no answer from {call} within env.timeout={self._timeout:g} s{each}",
+                    f"no answer from {call} within env.timeout={self.timeout:g} s{each}",
                     f"Raise env.timeout if the environment may need longer, or correct what it waits for; {_GO_ON}",
                 )
             # Pipes come first: a worker may have said why it ends.
@@ -142,7 +143,13 @@ class Workers:
         while not ready and timeout > 0:
             ready = self._signs.select(min(timeout, SLICE))
             timeout -= SLICE
+            if not ready and (dead := self._dead()):
+                return dead
         return sorted(key.data for key, _ in ready)
+
+    def _dead(self) -> list[tuple[bool, int]]:
+        """Those that ended without a sign: what they forked themselves lives on and holds their files."""
+        return [(True, worker) for worker, process in enumerate(self._processes) if process.exitcode is not None]
 
     def _received(self, worker: int, call: str) -> Any:
         try:
@@ -157,9 +164,9 @@ class Workers:
             raise self._error(self._label(worker), unreadable, f"Correct the environment, {_GO_ON}") from error
         if fault is None:
             return answer
-        ours, text, trace = fault
+        ours, text, trace, key = fault
         if ours:
-            raise getattr(errors, ours)(text)
+            raise getattr(errors, ours)(text, *([] if key is None else [key]))
         advice = f"Correct the environment, {_GO_ON}\nIn the worker:\n{trace}"
         raise self._error(self._label(worker), f"{call} raised {text}", advice)
 

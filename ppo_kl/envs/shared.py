@@ -108,12 +108,18 @@ def _over_arrays(function: Callable[[Array], Array], nested: Any) -> Any:
 
 
 def put(into: Any, values: Any) -> None:
-    """Write `values` into arrays of the same structure."""
+    """Write `values` into arrays of the same structure.
+
+    Raises:
+        ValueError: they are of another shape, or of a type that loses something.
+    """
     if isinstance(into, dict):
         for key, part in into.items():
             put(part, values[key])
     elif isinstance(into, tuple):
         for part, value in zip(into, values, strict=True):
             put(part, value)
+    elif np.shape(values) != into.shape:
+        raise ValueError(f"shape {np.shape(values)}, expected {into.shape}")
     else:
-        into[...] = values
+        np.copyto(into, values, casting="same_kind")

@@ -55,8 +55,8 @@ class Task(NamedTuple):
 def live(task: Task, pipe: Pipe, inherited: Sequence[Pipe]) -> None:
     """Answer (None, answer) for the spaces and for each call, or (fault, None), which is the last word.
 
-    A fault is (name of a class in `ppo_kl.errors` or "", text, traceback): never an exception, which may not be
-    picklable, or not here.
+    A fault is (name of a class in `ppo_kl.errors` or "", text, traceback, the setting's key or none): never an
+    exception, which may not be picklable, or not here.
 
     Args:
         task: which environments.
@@ -86,7 +86,7 @@ def live(task: Task, pipe: Pipe, inherited: Sequence[Pipe]) -> None:
             text = str(error) if ours else f"{type(error).__name__}: {error}"
             # The parent may be gone, which is what ended us then.
             with contextlib.suppress(OSError):
-                _answer(pipe, ("".join(ours[:1]), text, traceback.format_exc()), None)
+                _answer(pipe, ("".join(ours[:1]), text, traceback.format_exc(), getattr(error, "key", None)), None)
 
 
 def _serve(task: Task, pipe: Pipe, envs: Sequence[gym.Env[Any, Any]]) -> None:
@@ -116,7 +116,7 @@ def _share(task: Task, envs: Sequence[gym.Env[Any, Any]], memory: int, num_envs:
     return Share(envs, rows.of(task.share, made_for))
 
 
-def _answer(pipe: Pipe, fault: tuple[str, str, str] | None, answer: Any) -> None:
+def _answer(pipe: Pipe, fault: tuple[str, str, str, str | None] | None, answer: Any) -> None:
     if fault is None and answer is None:
         os.write(pipe.fileno(), DONE)
         return

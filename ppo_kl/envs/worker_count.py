@@ -12,15 +12,20 @@ import time
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 
 from ppo_kl.config.env import EnvConfig
+from ppo_kl.envs.action_mask import head_sizes
 from ppo_kl.envs.cores import cores_allowed
 from ppo_kl.envs.make import MEASURED, MakeEnv, require_imported
 from ppo_kl.envs.workers import WorkerVectorEnv
 from ppo_kl.errors import EnvWorkerError, PPOKLError
 
 PATIENCE = 1.0
-"""Seconds that the copy may take for one answer."""
+"""Seconds that the copy may take for one step."""
+BEGINNING = 20.0
+"""Seconds that it may take to be made and to begin an episode; fewer where `env.timeout` is shorter."""
 MEASURING = 0.2
 """Seconds for all steps together."""
 STEPS = 40
@@ -59,7 +64,8 @@ def choose_workers(config: EnvConfig, seed: int) -> Chosen:
         cost = measured(config, seed)
     except Exception as error:
         # The run makes environments of its own: what is wrong with them is told there.
-        reason = str(error).partition("\n")[0] if isinstance(error, PPOKLError) else f"{type(error).__name__}: {error}"
+        reason = str(error).partition(". ")[0] if isinstance(error, PPOKLError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())
         return Chosen(0, f"no step could be measured ({reason:.200})")
     workers = best(cost, config.num_envs, cores)
     more = max(workers, 1)
@@ -96,22 +102,24 @@ def measured(config: EnvConfig, seed: int) -> Cost:
     """Step one more copy in a process of its own by random actions, `STEPS` times or as often as there is time for.
 
     Raises:
-        PPOKLError: it cannot be made, or fails, or that takes more than `PATIENCE`.
+        PPOKLError: it cannot be made, or fails, or that takes more than `BEGINNING`.
     """
     require_imported(config)
     make = MakeEnv(config, seed, MEASURED, 0)
-    env = WorkerVectorEnv([lambda: _Timed(make())], timeout=PATIENCE, name=config.id)
+    env = WorkerVectorEnv([lambda: _Timed(make())], timeout=min(BEGINNING, config.timeout), name=config.id)
     outside: list[float] = []
     try:
-        env.reset()
+        _, info = env.reset()
+        env.timeout = PATIENCE
         env.action_space.seed(seed % 2**32)
+        env.single_action_space.seed(seed % 2**32)
         end = time.perf_counter() + MEASURING
         while len(outside) < 2 or (len(outside) < STEPS and time.perf_counter() < end):
-            action = env.action_space.sample()
+            action = _allowed(env, info)
             time.sleep(PAUSE if len(outside) % 2 else 0.0)
             begin = time.perf_counter()
             try:
-                env.step(action)
+                *_, info = env.step(action)
             except EnvWorkerError:
                 if (took := time.perf_counter() - begin) < PATIENCE:
                     raise
@@ -125,8 +133,18 @@ def measured(config: EnvConfig, seed: int) -> Cost:
     return Cost(statistics.median(inside[::2]), statistics.median(around[1::2]))
 
 
+def _allowed(env: WorkerVectorEnv, info: dict[str, Any]) -> Any:
+    """A random action of one environment, of those that its mask allows."""
+    space, mask = env.single_action_space, info.get("action_mask")
+    if mask is None or not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return env.action_space.sample()
+    heads = np.split(mask[0].astype(np.int8), np.cumsum(head_sizes(space))[:-1])
+    action: Any = space.sample(heads[0]) if isinstance(space, spaces.Discrete) else space.sample(tuple(heads))
+    return np.asarray(action)[None]
+
+
 class _Timed(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps how long each step took, in the process that made it."""
+    """Keeps how long each step took, with the reset that follows where it ended an episode, in its own process."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -136,6 +154,13 @@ class _Timed(gym.Wrapper[Any, Any, Any, Any]):
         begin = time.perf_counter()
         answer = self.env.step(action)
         self.seconds.append(time.perf_counter() - begin)
+        return answer
+
+    def reset(self, **options: Any) -> Any:
+        begin = time.perf_counter()
+        answer = self.env.reset(**options)
+        if self.seconds:
+            self.seconds[-1] += time.perf_counter() - begin
         return answer
 
 

@@ -91,6 +91,15 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds, as in the arguments; may be set anew."""
+        return self._workers.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._workers.timeout = seconds
+
     def _shared_rows(self, made_for: Spaces) -> Rows:
         memory = shared_memory(made_for, self.num_envs)
         try:

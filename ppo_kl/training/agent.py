@@ -237,14 +237,20 @@ class Agent:
         """The collector; made anew where there is none, or an error closed its environments."""
         collector = self._collector
         if collector is not None and not collector.envs.closed:
+            self._forget_returns_unless_continued(collector)
             return collector
         self._begun_anew = "there are none in the checkpoint" if any(self._episodes_begun) else None
         collector = None if self._stood is None else self._gone_back_to(self._stood)
         if collector is None:
-            self.reward_scaler.running.zero_()
             collector = self._collect_from(self._environments(self._episodes_begun))
         self._collector, self._stood = collector, None
+        self._forget_returns_unless_continued(collector)
         return collector
+
+    def _forget_returns_unless_continued(self, collector: Collector) -> None:
+        """Those of episodes that were given up, as by Ctrl-C in a rollout, are not carried into new ones."""
+        if not collector.episodes_run:
+            self.reward_scaler.running.zero_()
 
     def _environments(self, first_episode: Sequence[int]) -> Environments:
         config, workers = self.config, self.config.runtime.num_workers

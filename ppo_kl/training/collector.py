@@ -87,6 +87,11 @@ class Collector:
         self._episodes.returns, self._episodes.lengths = snapshot.returns.numpy().copy(), steps.copy()
 
     @property
+    def episodes_run(self) -> bool:
+        """Whether episodes are running that the next rollout goes on with."""
+        return self._obs is not None
+
+    @property
     def state(self) -> State:
         """What a recurrent policy remembers of each environment's episode; empty for others."""
         return self._state or ()

@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from faulty_envs import Sends, fault_config
+from gymnasium import spaces
 from toy_envs import FAULTY_ENV, SEED
 
 from ppo_kl.config import EnvConfig
 from ppo_kl.envs.autoreset import Environments, Step
-from ppo_kl.envs.guard import all_usable, is_usable
+from ppo_kl.envs.guard import GuardedEnv, all_usable, is_usable
 from ppo_kl.envs.make import make_vector_env
 from ppo_kl.errors import EnvDataError, EnvWarning, EnvWorkerError
 
@@ -183,6 +184,41 @@ def test_a_reward_in_any_type_of_one_number_has_that_value(fault, value, vectori
 )
 def test_an_answer_of_another_form_is_refused_with_what_came_and_what_was_expected(fault, parts, words, vectorization):
     refused(fault_config(fault, at=AT, parts=parts, vectorization=vectorization), *words)
+
+
+class Shows(gym.Env[Any, Any]):
+    """Shows whatever it is made with."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: gym.Space[Any], obs: Any) -> None:
+        self.observation_space, self.obs = space, obs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.obs, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "words"),
+    [
+        (spaces.MultiBinary(3), np.array([0.5, 0.9, np.nan]), "dtype float64, which is no int8"),
+        (spaces.Box(-9, 9, (3,), np.int32), np.array([0.5, 1.9, -1.0], np.float32), "dtype float32, which is no int32"),
+        (spaces.Box(0, 255, (3,), np.uint8), np.array([300, -1, 7]), "dtype int64, which is no uint8"),
+        (
+            spaces.Dict(a=spaces.MultiBinary(1)),
+            {"a": np.array([0.5])},
+            "observation 'a' has dtype float64, which is no",
+        ),
+    ],
+)
+def test_what_would_become_another_number_in_the_spaces_own_type_is_refused(space, obs, words):
+    with pytest.raises(EnvDataError, match=words):
+        GuardedEnv(Shows(space, obs), "toy/Shows-v0", SEED, 0, 0).reset()
+
+
+def test_a_wider_type_of_the_same_kind_is_taken():
+    space, obs = spaces.Box(-9, 9, (2,), np.int32), np.array([3, -4])
+    assert GuardedEnv(Shows(space, obs), "toy/Shows-v0", SEED, 0, 0).reset()[0].tolist() == [3, -4]
 
 
 @pytest.mark.parametrize(

@@ -24,20 +24,23 @@ class Takes(gym.Env[np.ndarray, int]):
     observation_space, action_space = spaces.Box(0.0, 1.0, (1,)), spaces.Discrete(2)
     made: ClassVar[int] = 0
 
-    def __init__(self, seconds: float = 0.0, begins: float = 0.0, fails: bool = False) -> None:
+    def __init__(
+        self, seconds: float = 0.0, begins: float = 0.0, fails: bool = False, resets: float | None = None
+    ) -> None:
         Takes.made += 1
         time.sleep(begins)
-        self.seconds, self.fails = seconds, fails
+        self.seconds, self.fails, self.resets = seconds, fails, resets
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         np.random.random()
+        time.sleep(self.resets or 0.0)
         return np.zeros(1, np.float32), {}
 
     def step(self, action: int) -> Any:
         if self.fails:
             raise ValueError("not by chance")
         time.sleep(self.seconds)
-        return np.zeros(1, np.float32), 0.0, False, False, {}
+        return np.zeros(1, np.float32), 0.0, self.resets is not None, False, {}
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,48 @@ def test_a_step_is_measured_where_it_is_made():
     assert cost.round_trip < 0.5
 
 
+def test_a_reset_that_follows_a_step_is_part_of_what_is_shared_out():
+    cost = measured(takes(resets=0.05), 0)
+    assert 0.05 <= cost.step < 0.5
+    assert cost.round_trip < 0.05
+
+
+def test_an_environment_that_is_slow_to_begin_is_measured_all_the_same(monkeypatch):
+    monkeypatch.setattr(worker_count, "PATIENCE", 0.3)
+    assert choose_workers(takes(seconds=0.02, begins=0.6), 0).workers == 1
+
+
+class Masked(Takes):
+    """Takes but one action, which changes, and says so."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(0.02)
+        self.action_space = spaces.Discrete(2) if heads == 1 else spaces.MultiDiscrete([2] * heads)
+        self.heads, self.open = heads, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset()[0], {"action_mask": self.mask()}
+
+    def mask(self) -> Any:
+        self.open = 1 - self.open
+        mask = np.arange(2) == self.open
+        return mask if self.heads == 1 else (mask,) * self.heads
+
+    def step(self, action: Any) -> Any:
+        if (np.asarray(action) != self.open).any():
+            raise ValueError("illegal move")
+        return *super().step(action)[:-1], {"action_mask": self.mask()}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_it_acts_as_the_mask_allows(heads):
+    gym.register("count/Masked-v0", entry_point=Masked, disable_env_checker=True)
+    try:
+        assert choose_workers(EnvConfig("count/Masked-v0", {"heads": heads}, num_envs=4), 0).workers == 1
+    finally:
+        gym.registry.pop("count/Masked-v0")
+
+
 def test_cheap_steps_stay_in_one_process():
     assert choose_workers(takes(num_envs=2), 0).workers == 0
 
@@ -131,7 +176,7 @@ def test_a_step_longer_than_its_patience_is_dear_enough(monkeypatch):
     ("kwargs", "words"), [({"fails": True}, "not by chance"), ({"begins": 1000.0}, "no answer"), ({"x": 1}, "'x'")]
 )
 def test_what_cannot_be_measured_is_stepped_here_and_the_reason_is_said(kwargs, words, monkeypatch):
-    monkeypatch.setattr(worker_count, "PATIENCE", 0.3)
+    monkeypatch.setattr(worker_count, "BEGINNING", 0.3)
     workers, why = choose_workers(takes(**kwargs), 0)
     assert workers == 0
     assert why.startswith("no step could be measured (")

@@ -189,6 +189,15 @@ def test_an_error_of_ours_comes_out_as_it_went_in(call, raised, heard):
     assert error_of(call, fault, error=heard) == "environment 1, step 7: nan"
 
 
+def test_the_setting_that_an_error_is_about_is_told_as_well():
+    def fault() -> None:
+        raise ConfigError("id='x': unknown", "id")
+
+    with pytest.raises(ConfigError) as told:
+        made("its constructor", fault)
+    assert told.value.key == "id"
+
+
 class OddError(Exception):
     """Neither picklable nor fit to be printed."""
 
@@ -330,6 +339,16 @@ def test_a_process_that_lives_but_hung_up_is_told():
     assert "worker 1: closed its pipe during step" in error_of("step", fault)
 
 
+def test_a_death_is_noticed_although_what_the_process_forked_lives_on():
+    def fault() -> None:
+        if os.fork() == 0:
+            time.sleep(6)
+            os._exit(0)
+        dies_by(signal.SIGKILL)
+
+    assert "worker 1: was killed by SIGKILL during step" in error_of("step", fault)
+
+
 # --- a process that hangs ---------------------------------------------------------------------------------------------
 
 
@@ -460,6 +479,27 @@ def test_what_interrupts_the_wait_closes_the_workers_so_that_no_late_answer_is_t
         signal.signal(signal.SIGALRM, before)
     assert env.closed
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_at_the_very_start_of_a_worker_leaves_none_behind(monkeypatch):
+    start = multiprocessing.Process.start
+
+    def start_and_be_interrupted(self: Any) -> None:
+        start(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made("its constructor", sleeps, kind=functools.partial(Broken))
+    assert eventually(lambda: not multiprocessing.active_children())
+
+
+def test_actions_of_another_shape_are_refused():
+    env = made()
+    env.reset()
+    with pytest.raises(ValueError, match=r"shape \(1,\), expected \(3,\)"):
+        env.step(np.zeros(1, np.int64))
+    env.close()
 
 
 def test_environments_that_nobody_closed_end_with_the_last_reference_to_them():

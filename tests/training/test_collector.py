@@ -342,6 +342,22 @@ def test_after_an_interrupt_within_a_rollout_new_episodes_begin(vectorization, m
     assert torch.equal(rollout.obs[0, :, -1], begun.obs[0, :, -1])
 
 
+def test_the_returns_of_episodes_that_an_interrupt_gave_up_are_not_those_of_new_ones(monkeypatch):
+    agent = small_agent("CopyingCounter", env__normalize_reward=True)
+    agent.iterate()
+    assert agent.reward_scaler.running.any()
+
+    def interrupted(action):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(agent.family), "to_env", staticmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            agent.iterate()
+    agent._ready_collector()
+    assert not agent.reward_scaler.running.any()
+
+
 def test_after_a_worker_died_the_agent_goes_on_with_new_ones():
     agent = small_agent(env__vectorization="async")
     agent.iterate()
