@@ -20,8 +20,17 @@ SETTINGS = {
 }
 MORE = [("Box", {"policy.distribution": kind}) for kind in BOX_FAMILIES if kind != "gaussian"]
 MORE += [("Box", {"policy.action_transform": "rescale"}), ("Dict", {"policy.trunk": "shared"})]
-CASES = [pytest.param(name, {}, id=name) for name in identity.SPACES]
-CASES += [pytest.param(*case, id="-".join([case[0], *case[1].values()]), marks=pytest.mark.slow) for case in MORE]
+JOINT = ("Dict", "Tuple")
+"""Take longest; one family of objectives is enough for every day."""
+
+
+def cases():
+    plain = [(name, {}) for name in identity.SPACES]
+    for name, settings in [*plain, *MORE]:
+        for objective in ("clip", "kl_adaptive"):
+            slow = bool(settings) or (name in JOINT and objective == "clip")
+            words = "-".join([name, *settings.values(), objective])
+            yield pytest.param(name, settings, objective, id=words, marks=pytest.mark.slow if slow else [])
 
 
 class UntilSure:
@@ -31,8 +40,7 @@ class UntilSure:
         return state.metrics.get("rollout/return_last100", 0.0) < 0.9 * identity.LENGTH
 
 
-@pytest.mark.parametrize("objective", ["clip", "kl_adaptive"])
-@pytest.mark.parametrize(("name", "settings"), CASES)
+@pytest.mark.parametrize(("name", "settings", "objective"), cases())
 def test_what_is_observed_is_answered_within_20_000_steps(name, settings, objective):
     agent = Agent(f"toy/Identity{name}-v0", objective, seed=0, overrides={**SETTINGS, **settings})
     before = agent.evaluate(50).mean
