@@ -24,13 +24,14 @@ JOINT = ("Dict", "Tuple")
 """Take longest; one family of objectives is enough for every day."""
 
 
-def cases():
-    plain = [(name, {}) for name in identity.SPACES]
+def cases() -> list:
+    plain, found = [(name, {}) for name in identity.SPACES], []
     for name, settings in [*plain, *MORE]:
         for objective in ("clip", "kl_adaptive"):
             slow = bool(settings) or (name in JOINT and objective == "clip")
             words = "-".join([name, *settings.values(), objective])
-            yield pytest.param(name, settings, objective, id=words, marks=pytest.mark.slow if slow else [])
+            found.append(pytest.param(name, settings, objective, id=words, marks=pytest.mark.slow if slow else []))
+    return found
 
 
 class UntilSure:
