@@ -14,7 +14,7 @@ from ppo_kl.observations import Obs, Part, each_part
 from ppo_kl.policies.encoders import Encoder
 from ppo_kl.policies.families import Family
 from ppo_kl.policies.heads import head_for
-from ppo_kl.policies.networks import Memory, hidden_layers, initialised
+from ppo_kl.policies.networks import FewOutputs, Memory, hidden_layers, initialised
 
 
 class PolicyOutput(NamedTuple):
@@ -121,7 +121,7 @@ class Actor(nn.Module):
         self.body = body
         self.head = head_for(family, config)
         # Andrychowicz 2020 (arXiv:2006.05990), section 3.2: a small last layer, all actions about as likely.
-        self.last = initialised(nn.Linear, num_features, len(self.head.bias), gain=0.01, generator=generator)
+        self.last = initialised(FewOutputs, num_features, len(self.head.bias), gain=0.01, generator=generator)
         with torch.no_grad():
             self.last.bias.copy_(self.head.bias)  # type: ignore[operator]
         self.scale = nn.Parameter(self.head.free.clone()) if len(self.head.free) else None

@@ -15,11 +15,36 @@ from ppo_kl.config.policy import Activation
 
 
 class Tanh(nn.Module):
-    """tanh; in a compiled graph as 2 σ(2x) − 1, which is within 1e-7 of it and a third of the work on a CPU."""
+    """tanh."""
+
+    by_sigmoid = False
+    """As 2 σ(2x) − 1, within 1e-7 of it: on a CPU a third of the work in a graph, half in a pass over many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
-        return 2 * (2 * x).sigmoid() - 1 if torch.compiler.is_compiling() else x.tanh()
+        return 2 * (2 * x).sigmoid() - 1 if self.by_sigmoid else x.tanh()
+
+
+class FewOutputs(nn.Linear):
+    """A linear layer of few outputs."""
+
+    by_columns = False
+    """As the transpose of `[k, F] · [F, B]`, which libraries compute up to three times as fast as `[B, F] · [F, k]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[*, F]` -> `[*, k]`."""
+        if not self.by_columns or x.dim() != 2:
+            return super().forward(x)
+        return (self.weight @ x.T).T + self.bias
+
+
+def prefer_fast(policy: nn.Module) -> None:
+    """Let layers compute what they do in the way that is fastest in graphs on a CPU: the same up to rounding."""
+    for module in policy.modules():
+        if isinstance(module, Tanh):
+            module.by_sigmoid = True
+        elif isinstance(module, FewOutputs):
+            module.by_columns = True
 
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {

@@ -16,6 +16,7 @@ from ppo_kl.objectives.objective import Objective
 from ppo_kl.objectives.reduction import valid_mean
 from ppo_kl.policies.actor_critic import ActorCritic, Policy, PolicyOutput, old_and_new
 from ppo_kl.policies.families import Family
+from ppo_kl.policies.networks import prefer_fast
 from ppo_kl.training.advantages import normalize_advantages
 from ppo_kl.training.engine import CompiledStep, Guards, Step, gradients_are_traced, of_any_length
 from ppo_kl.training.kl_stop import EarlyStop
@@ -92,7 +93,10 @@ class Learner:
         # A network of the user's may look at what changes, and of sequences there are as many as episodes have it.
         guards: Guards = "shapes" if self.policy.initial_state(1) else "none"
         guards = guards if isinstance(self.policy, ActorCritic) else "all"
-        self.compiled = CompiledStep(self.step, self.parameters.flat.device, guards)
+        device = self.parameters.flat.device
+        if device.type == "cpu":
+            prefer_fast(self._module)
+        self.compiled = CompiledStep(self.step, device, guards)
 
     def update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Epochs × minibatches over the batch.

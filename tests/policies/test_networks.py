@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ppo_kl.policies.networks import ACTIVATIONS, Memory, hidden_layers, initialised, inward_clamp
+from ppo_kl.policies.networks import (
+    ACTIVATIONS,
+    FewOutputs,
+    Memory,
+    hidden_layers,
+    initialised,
+    inward_clamp,
+    prefer_fast,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -55,6 +63,20 @@ def test_the_activation_stands_behind_each_hidden_layer(activation):
 
 def test_there_may_be_no_hidden_layer():
     assert hidden_layers(3, (), "tanh", seeded()) == []
+
+
+def test_what_is_preferred_in_graphs_is_the_same_up_to_rounding():
+    net = nn.Sequential(
+        *hidden_layers(3, (16,), "tanh", seeded()), initialised(FewOutputs, 16, 2, gain=1.0, generator=seeded())
+    )
+    obs = 3 * torch.randn(50, 3, generator=seeded(1))
+    before = net(obs)
+    prefer_fast(net)
+    assert net[1].by_sigmoid
+    assert net[-1].by_columns
+    torch.testing.assert_close(net(obs), before, rtol=0, atol=1e-6)
+    assert not torch.equal(net(obs), before)  # but by another way
+    torch.testing.assert_close(net(obs.view(5, 10, 3)), before.view(5, 10, 2), rtol=0, atol=1e-6)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
