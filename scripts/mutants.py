@@ -6,6 +6,7 @@ A test suite that stays green over a wrong sign is worth nothing; this is the te
     python scripts/mutants.py "KL"       those whose name holds KL
 """
 
+import ast
 import os
 import shutil
 import subprocess
@@ -67,7 +68,7 @@ MUTANTS = (
         "where all rows are said to count is not told apart",
         "ppo_kl/batch.py",
         "return batch.all_count, *(",
-        "return *(",
+        "return None, *(",
         "tests/test_batch.py",
     ),
     Mutant(
@@ -425,6 +426,8 @@ def main(wanted: str) -> int:
     stale = [mutant for mutant in MUTANTS if (ROOT / mutant.file).read_text().count(mutant.line) != 1]
     if stale:
         sys.exit("\n".join(f"mutants.py: not found exactly once in {m.file}: {m.line!r}" for m in stale))
+    for mutant in MUTANTS:
+        ast.parse((ROOT / mutant.file).read_text().replace(mutant.line, mutant.broken), mutant.name)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "project"
         skip = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
