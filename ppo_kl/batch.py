@@ -92,8 +92,10 @@ class Batch(NamedTuple):
 
     def _at(self, units: Tensor, rows: Tensor) -> Batch:
         tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
-        values: dict[str, Any] = {name: x[rows] for name, x in tensors.items()}
-        obs, state = over_parts(lambda x: x[units], self.obs), tuple(x[units] for x in self.state)
+        # Indexing in brackets, which can do more, takes three times as long.
+        values: dict[str, Any] = {name: x.index_select(0, rows) for name, x in tensors.items()}
+        obs = over_parts(lambda x: x.index_select(0, units), self.obs)
+        state = tuple(x.index_select(0, units) for x in self.state)
         return self._replace(**values, obs=obs, state=state)
 
 

@@ -184,7 +184,8 @@ class Environments:
     def _last_obs(self, info: dict[str, Any], i: int) -> Any:
         if "final_obs" not in info:
             raise self._fault(f"an episode of environment {i} ended and info has no 'final_obs', as SAME_STEP demands")
-        return self._copied(info["final_obs"][i], single=True)
+        last = info["final_obs"][i]
+        return last if self._fits and self._plain else self._copied(last, single=True)
 
     def _of_each(self, name: str, sent: Any, dtype: Any) -> Array:
         try:

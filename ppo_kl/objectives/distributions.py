@@ -56,8 +56,13 @@ class StableCategorical(Expandable, Categorical):
     """
 
     def __init__(self, *, logits: Tensor, validate_args: bool | None = None) -> None:
+        if logits.dim() < 1:
+            raise ValueError("StableCategorical: logits must have at least one dimension, that of the actions")
         # torch takes logsumexp off, which rounds with the size of the logits; log_softmax takes off the maximum first.
-        super().__init__(logits=torch.log_softmax(at_least_float32(logits), -1), validate_args=validate_args)
+        # Its constructor would do so once more: half of what the whole distribution costs.
+        self.logits = self._param = torch.log_softmax(at_least_float32(logits), -1)
+        self._num_events = logits.shape[-1]
+        Distribution.__init__(self, logits.shape[:-1], validate_args=validate_args)
 
 
 @register_kl(StableCategorical, StableCategorical)  # type: ignore[no-untyped-call, untyped-decorator]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ppo_kl.batch import State
 from ppo_kl.config.policy import Activation
@@ -38,13 +39,51 @@ class FewOutputs(nn.Linear):
         return (self.weight @ x.T).T + self.bias
 
 
+class FewInputs(nn.Linear):
+    """A linear layer of few inputs."""
+
+    by_rows = False
+    """Its gradient as the transpose of `[F, B] · [B, k]`, which libraries compute up to four times as fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[*, F]` -> `[*, k]`."""
+        if not self.by_rows or x.dim() != 2 or not torch.is_grad_enabled():
+            return super().forward(x)
+        out: Tensor = _LinearOfFewInputs.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _LinearOfFewInputs(torch.autograd.Function):
+    """x · Wᵀ + b of `[B, F]`, whose gradient at W is computed as (xᵀ · g)ᵀ rather than gᵀ · x."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The layer."""
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        """Remember what the gradients need."""
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradients, at x only where that is asked for."""
+        (grad,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        return grad @ weight if ctx.needs_input_grad[0] else None, (x.T @ grad).T, grad.sum(0)
+
+
+FAST: dict[type[nn.Module], str] = {Tanh: "by_sigmoid", FewInputs: "by_rows", FewOutputs: "by_columns"}
+"""Module -> its attribute that has it computed in the way that is fastest in graphs on a CPU."""
+
+
 def prefer_fast(policy: nn.Module) -> None:
     """Let layers compute what they do in the way that is fastest in graphs on a CPU: the same up to rounding."""
     for module in policy.modules():
-        if isinstance(module, Tanh):
-            module.by_sigmoid = True
-        elif isinstance(module, FewOutputs):
-            module.by_columns = True
+        if type(module) in FAST:
+            setattr(module, FAST[type(module)], True)
 
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -82,7 +121,8 @@ def hidden_layers(
     """Linear layers of these sizes, `activation` after each; orthogonal weights of gain √2."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise([num_inputs, *sizes]):
-        linear = initialised(nn.Linear, width, following, gain=HIDDEN_GAIN, generator=generator)
+        layer = nn.Linear if layers else FewInputs
+        linear = initialised(layer, width, following, gain=HIDDEN_GAIN, generator=generator)
         layers += [linear, ACTIVATIONS[activation]()]
     return layers
 

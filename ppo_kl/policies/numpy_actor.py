@@ -19,7 +19,7 @@ from ppo_kl.policies.box_families import GaussianFamily, TanhGaussianFamily
 from ppo_kl.policies.encoders import Flat
 from ppo_kl.policies.families import CategoricalFamily, Family
 from ppo_kl.policies.heads import GaussianHead, PlainHead
-from ppo_kl.policies.networks import FewOutputs, Tanh
+from ppo_kl.policies.networks import FewInputs, FewOutputs, Tanh
 from ppo_kl.policies.normalize import CLIP, ObservationNormalizer, VectorNormalizer
 
 LARGEST = 2**17
@@ -121,6 +121,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     VectorNormalizer: _normalizer,
     Flat: _flat,
     nn.Linear: _linear,
+    FewInputs: _linear,
     FewOutputs: _linear,
     Tanh: lambda module: np.tanh,  # noqa: ARG005
     nn.ReLU: lambda module: lambda x: np.maximum(x, 0),  # noqa: ARG005

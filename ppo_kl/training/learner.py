@@ -232,6 +232,8 @@ class Learner:
             the loss, its parts, and how far the policy is from π_old.
         """
         config, valid = self.config, None if batch.all_count else batch.valid
+        if torch.compiler.is_compiling():
+            batch = batch._replace(params_old=_laid_out_as(output.params, batch.params_old))
         pi_old, pi = old_and_new(self.family, batch, output)
         adv = normalize_advantages(batch.adv, valid) if config.advantage_norm == "minibatch" else batch.adv
         kl, logp = self.objective.divergence(pi_old, pi), pi.log_prob(batch.action)
@@ -270,12 +272,13 @@ class Learner:
         steps = self.adam_steps.clamp(min=1)
         # Where nothing moves, everything is moved by 0: cheaper than to choose between before and after.
         share = moves.to(flat.dtype)
+        size, scale = share * self._lr / (1 - BETA1**steps), (1 - BETA2**steps).sqrt()
+        # Side by side in memory: else a graph would compute them anew, powers and all, for every eight parameters.
+        share, size, scale = map(spread, torch.stack([share, size, scale]))
         grad = torch.where(spread(moves), grad, 0.0)
-        self.exp_avg.lerp_(grad, spread((1 - BETA1) * share))
-        self.exp_avg_sq.lerp_(grad.square(), spread((1 - BETA2) * share))
-        bias1, bias2 = 1 - BETA1**steps, 1 - BETA2**steps
-        denominator = self.exp_avg_sq.sqrt() / spread(bias2.sqrt()) + self.config.adam_eps
-        flat -= spread(share * self._lr / bias1) * self.exp_avg / denominator
+        self.exp_avg.lerp_(grad, (1 - BETA1) * share)
+        self.exp_avg_sq.lerp_(grad.square(), (1 - BETA2) * share)
+        flat -= size * self.exp_avg / (self.exp_avg_sq.sqrt() / scale + self.config.adam_eps)
 
     def _spread(self, actor_critic: Tensor) -> Tensor:
         """`[2]` over the parameters, `[n]`; one number where actor and critic are always moved alike."""
@@ -351,6 +354,17 @@ def _require_shapes(new: dict[str, tuple[Tensor, Tensor]]) -> None:
     for name, (old, value) in new.items():
         if old.shape != value.shape:
             raise CheckpointError(f"{name}: shape {tuple(value.shape)}, expected {tuple(old.shape)}")
+
+
+FEW = 16
+"""Columns at most that a graph copies one by one."""
+
+
+def _laid_out_as(params: Tensor, params_old: Tensor) -> Tensor:
+    """The old policy's parameters, column by column in memory where the new ones are: then one loop goes over both."""
+    by_columns = params.stride(0) == 1 and params.shape[1] <= FEW
+    # Joined from copies, since of a mere change of order nothing would be left in the graph.
+    return torch.stack([x.clone() for x in params_old.unbind(1)]).T if by_columns else params_old
 
 
 def _shown_epochs(num_epochs: int) -> set[int]:

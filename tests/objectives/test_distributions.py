@@ -35,6 +35,23 @@ def stable(logits) -> StableCategorical:
     return StableCategorical(logits=torch.as_tensor(logits), validate_args=False)
 
 
+def test_what_torchs_categorical_has_it_has_too():
+    logits = 3 * torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    ours, theirs = StableCategorical(logits=logits), Categorical(logits=logits)
+    action = torch.arange(50) % 5
+    for said in (
+        lambda d: d.logits,
+        lambda d: d.mode,
+        lambda d: d.expand((2, 50)).log_prob(action),
+    ):
+        torch.testing.assert_close(said(ours), said(theirs))
+    assert (ours.batch_shape, ours.event_shape, ours.param_shape) == ((50,), (), (50, 5))
+    with pytest.raises(ValueError, match="at least one dimension"):
+        StableCategorical(logits=torch.tensor(0.0))
+    with pytest.raises(ValueError, match="within the support"):
+        ours.log_prob(torch.full((50,), 5))
+
+
 def exact_kl(p, q) -> np.ndarray:
     """In float64 NumPy, from log-softmax; actions that p cannot take drop out."""
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ppo_kl.policies.networks import (
     ACTIVATIONS,
+    FewInputs,
     FewOutputs,
     Memory,
     hidden_layers,
@@ -55,7 +56,7 @@ def test_torchs_own_random_stream_is_neither_used_nor_moved():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_activation_stands_behind_each_hidden_layer(activation):
     layers = hidden_layers(3, (16, 8), activation, seeded())
-    assert [type(layer) for layer in layers] == [nn.Linear, ACTIVATIONS[activation]] * 2
+    assert [type(layer) for layer in layers] == [FewInputs, ACTIVATIONS[activation], nn.Linear, ACTIVATIONS[activation]]
     assert [tuple(layer.weight.shape) for layer in layers[::2]] == [(16, 3), (8, 16)]
     w = layers[2].weight
     torch.testing.assert_close(w @ w.T, 2 * torch.eye(8), atol=1e-5, rtol=1e-5)  # gain √2
@@ -77,6 +78,20 @@ def test_what_is_preferred_in_graphs_is_the_same_up_to_rounding():
     torch.testing.assert_close(net(obs), before, rtol=0, atol=1e-6)
     assert not torch.equal(net(obs), before)  # but by another way
     torch.testing.assert_close(net(obs.view(5, 10, 3)), before.view(5, 10, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["a layer of observations", "a layer behind another one"])
+def test_the_gradient_of_a_first_layer_is_the_same_the_fast_way(where):
+    layer = initialised(FewInputs, 3, 16, gain=1.0, generator=seeded())
+    x = torch.randn(50, 3, generator=seeded(1), requires_grad=where != "a layer of observations")
+    wanted = [p for p in (x, layer.weight, layer.bias) if p.requires_grad]
+    before = torch.autograd.grad(layer(x).square().sum(), wanted)
+    prefer_fast(layer)
+    out = layer(x)
+    assert out.grad_fn.name() == "_LinearOfFewInputsBackward"
+    for slow, fast in zip(before, torch.autograd.grad(out.square().sum(), wanted), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+        assert fast.shape == slow.shape
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

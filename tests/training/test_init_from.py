@@ -7,6 +7,7 @@ import torch
 
 from ppo_kl import checkpoint
 from ppo_kl.cli import main
+from ppo_kl.envs import worker_count
 from ppo_kl.errors import CheckpointError
 from ppo_kl.load import load_config
 from ppo_kl.training.agent import Agent
@@ -93,6 +94,7 @@ def test_on_the_command_line_the_other_runs_settings_come_with_it(source, tmp_pa
 
 def test_what_a_saved_run_names_is_not_imported_by_itself(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker_count, "cores_allowed", lambda: 2)  # on one core no environment is measured beforehand
     (tmp_path / "evil_module_of_a_run.py").write_text("open('payload', 'w')")
     state = checkpoint.load_from(source.folder)
     state["config"] = state["config"].replace("id: CartPole-v1", "id: evil_module_of_a_run:X")
