@@ -21,6 +21,8 @@ COMMANDS = {
     "train": "train an agent; without options, CartPole with the adaptive KL penalty",
     "list": "objectives, environments with a tuned file, and runs with their state",
     "inspect": "tell the KL story of one run, or compare several",
+    "ablate": "run objectives × environments × seeds, and report which is better and how sure that is",
+    "report": "make a study's report again, or one of runs made by hand",
     "evaluate": "play whole episodes with a trained agent",
     "export": "write a trained agent as safetensors and ONNX, with a model card",
     "bench": "measure how fast training is, as one line of JSON",

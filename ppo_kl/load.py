@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ppo_kl.config import TrainConfig
+from ppo_kl.config.ablation import AblationConfig
 from ppo_kl.config.checked import Settings, nearest, plain_kind, types_of, words_in
 from ppo_kl.config.objective import KINDS, ObjectiveConfig, Part
 from ppo_kl.config.presets import part_named, preset_named
@@ -111,6 +112,16 @@ def read_config(path: Path) -> TrainConfig:
     """
     loaded: TrainConfig = _decode(read_yaml(path), TrainConfig, "")
     return loaded
+
+
+def load_study(name: str) -> AblationConfig:
+    """The study in a file, or of that name in configs/ablation.
+
+    Raises:
+        ConfigError: there is none, or something in it is wrong.
+    """
+    study: AblationConfig = _decode(read_yaml(_find("ablation", name, "--config")), AblationConfig, "")
+    return study
 
 
 def to_yaml(config: Settings) -> str:

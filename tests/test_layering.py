@@ -19,7 +19,7 @@ FLOORS = (
     {"batch", "policies", "checkpoint", "testing", "integrations"},
     {"envs", "diagnostics"},
     {"training"},
-    {"export", "bench"},
+    {"export", "bench", "ablation"},
     {"commands"},
     {"cli", "__main__", "__init__"},
 )

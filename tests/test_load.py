@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_kl.config import EnvConfig, TrainConfig
+from ppo_kl.config.ablation import AblationConfig
 from ppo_kl.config.objective import K3, PI, SPO, Adaptive, Clip, ForwardKL, ObjectiveConfig, Ratio
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import SHIPPED, differing, from_yaml, load_config, to_dict, to_yaml, value_of
+from ppo_kl.load import SHIPPED, differing, from_yaml, load_config, load_study, to_dict, to_yaml, value_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +55,9 @@ def test_generated_files_are_up_to_date():
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_shipped_file_loads(path):
+    if path.parent.name == "ablation":
+        assert isinstance(load_study(str(path)), AblationConfig)
+        return
     option = {"recipes": "config"}.get(path.parent.name, path.parent.name)
     assert isinstance(load_config(**{option: str(path)}), TrainConfig)
 

@@ -31,27 +31,30 @@ if sys.platform != "win32":
 VERSIONS_OF = ("ppo-kl", "torch", "gymnasium", "numpy", "tensorboard")
 
 
-def create(config: TrainConfig) -> Path:
-    """Make runs_dir/ENV/OBJECTIVE/seedK, or seedK-2, seedK-3, … where that exists, with the configuration in it.
+def create(config: TrainConfig, folder: Path | None = None) -> Path:
+    """Make the folder, or else runs_dir/ENV/OBJECTIVE/seedK, or seedK-2, … where that exists, with the configuration.
 
     Raises:
-        ConfigError: it cannot be made there.
+        ConfigError: it cannot be made there, or the folder that is asked for exists.
     """
-    parent = Path(config.runs_dir) / _as_name(config.env.id) / _as_name(config.objective.name)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = _first_free(parent, f"seed{config.seed}")
+        if folder is None:
+            parent = Path(config.runs_dir) / _as_name(config.env.id) / _as_name(config.objective.name)
+            parent.mkdir(parents=True, exist_ok=True)
+            made = _first_free(parent, f"seed{config.seed}")
+        else:
+            made = folder
+            made.mkdir(parents=True)
         try:
-            (folder / "checkpoints").mkdir()
-            write_text(folder / "config.yaml", to_yaml(config))
+            (made / "checkpoints").mkdir()
+            write_text(made / "config.yaml", to_yaml(config))
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
-        raise ConfigError(
-            f"runs_dir={config.runs_dir!r}: {error}; name a folder that can be written", "runs_dir"
-        ) from error
-    return folder
+        where = f"runs_dir={config.runs_dir!r}" if folder is None else f"folder={str(folder)!r}"
+        raise ConfigError(f"{where}: {error}; name a folder that can be written", "runs_dir") from error
+    return made
 
 
 @contextlib.contextmanager

@@ -47,7 +47,9 @@ class RunResult(NamedTuple):
         return read_history(self.folder)
 
 
-def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: bool = False) -> RunResult:
+def train(
+    config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: bool = False, folder: Path | None = None
+) -> RunResult:
     """Train from the start, in a new run folder.
 
     From the folder on, SIGINT, SIGTERM and SIGHUP end the run at once, also in the middle of an iteration or a
@@ -57,6 +59,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
         config: the whole configuration, see `ppo_kl.load_config`.
         callbacks: asked after every iteration whether to go on.
         quiet: print nothing.
+        folder: the run's, which must not exist yet; none: one below `config.runs_dir`.
 
     Raises:
         ConfigError: nothing was created.
@@ -70,7 +73,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = (), quiet: boo
     agent = Agent(config)
     with closing(agent), stop_on_signals() as stop:
         settled += agent.settle()
-        folder = run_folder.create(agent.config)
+        folder = run_folder.create(agent.config, folder)
         with run_folder.claimed(folder):
             return _run(agent, folder, callbacks, quiet, stop, settled=settled)
 

@@ -1,0 +1,110 @@
+"""Every number of a report, computed once: what the page, the summary and the figures show is the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_kl.ablation import statistics
+from ppo_kl.ablation.statistics import AGGREGATES, Interval, Scale, Table, Test
+from ppo_kl.ablation.study import Study, area, last100
+
+
+class Numbers(NamedTuple):
+    """Of a study; arms and environments in its order."""
+
+    returns: dict[str, Table]
+    scale: dict[str, Scale]
+    """The anchored one, by environment: 0 the initial policy, 1 the mean of the reference arm."""
+    scores: Mapping[str, Table]
+    """Anchored."""
+    aggregates: dict[str, dict[str, Interval]]
+    """Arm -> IQM, mean, optimality gap of the anchored scores; of arms that have runs on every environment."""
+    paper: dict[str, tuple[float, float]]
+    """Arm -> mean score where 1 is the best run of each environment, and where it is the best arm's mean."""
+    areas: dict[str, Interval]
+    """Arm -> IQM of the area under the learning curve, where 1 is the reference arm's."""
+    improvement: dict[str, Interval]
+    """Arm -> probability that a run of it beats one of the reference arm."""
+    tests: dict[tuple[str, str], Test]
+    coverage: dict[str, float]
+    """Arm -> how often an interval of its IQM would hold the truth."""
+    detectable: float
+    """Smallest difference of mean scores that would be found in four of five such studies."""
+    kl: dict[str, Table]
+    """Median KL of each run's updates, nats."""
+    tracking: dict[str, Table]
+    """Mean |ln(KL / target)| of each run; of arms with a target."""
+    implied: dict[str, Table]
+    """Median λ that each run's objective amounted to."""
+
+
+def numbers_of(study: Study) -> Numbers:
+    """All of them; a minute or so, for the intervals' coverage is simulated."""
+    returns, initial = study.table(last100), study.initial()
+    scale = statistics.scales(returns, initial, statistics.anchored_at(study.reference))
+    scores = statistics.scored(returns, scale)
+    whole = {arm: table for arm, table in scores.items() if table and len(table) == len(scale)}
+    papers = []
+    for best in (statistics.best_run, statistics.best_arm):
+        of_paper = statistics.scored(returns, statistics.scales(returns, initial, best))
+        papers.append({arm: _mean(of_paper[arm]) for arm in whole})
+    areas = study.table(area)
+    of_areas = statistics.scored(areas, statistics.scales(areas, initial, statistics.anchored_at(study.reference)))
+    reference = whole.get(study.reference)
+    return Numbers(
+        returns,
+        scale,
+        scores,
+        {
+            arm: {name: statistics.interval(table, aggregate) for name, aggregate in AGGREGATES.items()}
+            for arm, table in whole.items()
+        },
+        {arm: (papers[0][arm], papers[1][arm]) for arm in whole},
+        {arm: statistics.interval(of_areas[arm], statistics.iqm) for arm in whole if of_areas[arm]},
+        {
+            arm: statistics.probability_of_improvement(table, reference)
+            for arm, table in whole.items()
+            if reference is not None and arm != study.reference
+        },
+        statistics.tests(returns, study.reference) if study.reference in returns else {},
+        {arm: statistics.coverage(table, statistics.iqm) for arm, table in whole.items()},
+        statistics.smallest_detectable(whole) if whole else math.nan,
+        study.table(lambda result: result["kl"]["median"]),
+        study.table(lambda result: result["kl"]["tracking_error"]),
+        study.table(lambda result: result["kl"]["implied_lambda"]),
+    )
+
+
+def _mean(table: Table) -> float:
+    """Over environments, of which each counts alike."""
+    return float(np.mean([x.mean() for x in table.values()])) if table else math.nan
+
+
+def headline(study: Study, numbers: Numbers) -> list[str]:
+    """What the study says, in sentences, arm by arm, the best first; and how much of it may be believed."""
+    said = []
+    found = numbers.aggregates
+    order = sorted((arm for arm in found if arm != study.reference), key=lambda arm: -found[arm]["IQM"].estimate)
+    for arm in order:
+        iqm, better = found[arm]["IQM"], numbers.improvement.get(arm)
+        surely = [env for env in study.envs if _sure(numbers.tests.get((arm, env)))]
+        up = [env for env in surely if numbers.tests[arm, env].difference > 0]
+        down = [env for env in surely if env not in up]
+        verdict = "better" if iqm.low > 1 else "worse" if iqm.high < 1 else "not to be told apart"
+        sentence = (
+            f"{arm!r} reaches {iqm.estimate:.2f} [{iqm.low:.2f}, {iqm.high:.2f}] of {study.reference!r}: {verdict}"
+        )
+        if better is not None:
+            sentence += f"; a run of it beats one of {study.reference!r} with {better.estimate:.0%}"
+        where = [f"above it on {', '.join(up)}"] if up else []
+        where += [f"below it on {', '.join(down)}"] if down else []
+        said.append(f"{sentence}{'; for sure ' + ' and '.join(where) if where else ''}.")
+    return said
+
+
+def _sure(test: Test | None) -> bool:
+    return test is not None and test.p_holm < 1 - statistics.LEVEL

@@ -1,0 +1,161 @@
+"""What is to be run: every point of a study as a checked configuration with an id that stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ppo_kl.config import TrainConfig
+from ppo_kl.config.ablation import AblationConfig
+from ppo_kl.config.checked import Settings
+from ppo_kl.errors import ConfigError
+from ppo_kl.load import differing, load_config
+
+COMPILED_FROM = 4_000
+"""Gradient steps from which they are compiled: in fewer, the time to compile would not come back. Fixed, not measured:
+the same study shall give the same numbers anywhere, and compiled steps round otherwise than eager ones."""
+ELSEWHERE = ("objective.name", "runs_dir", "runtime.device", "runtime.checkpoint_every", "runtime.keep_checkpoints")
+"""Settings by which two runs are not different ones."""
+
+
+class Point(NamedTuple):
+    """One run of a study."""
+
+    id: str
+    """A function of the settings alone."""
+    arm: str
+    env: str
+    """As the study names it."""
+    seed: int
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Of its files: who reads it knows what it is, who looks for it has the id."""
+        return ".".join([as_name(self.env), as_name(self.arm), f"seed{self.seed}", self.id])
+
+
+class Plan(NamedTuple):
+    """All runs of a study, in the order in which they are begun."""
+
+    study: AblationConfig
+    points: tuple[Point, ...]
+    notices: tuple[str, ...]
+    """What of the study was merged or left out, in sentences."""
+
+    @property
+    def arms(self) -> list[str]:
+        """In the study's order."""
+        return list(dict.fromkeys(point.arm for point in self.points))
+
+
+def plan(study: AblationConfig) -> Plan:
+    """Every point, checked; seed by seed, so that a study that is interrupted has something of everything.
+
+    Raises:
+        ConfigError: a name, key or value is wrong; it says where.
+    """
+    notices: list[str] = []
+    arms = dict(_arms(study, notices))
+    points: dict[str, Point] = {}
+    for seed in range(study.first_seed, study.first_seed + study.seeds):
+        for env in study.envs:
+            for arm, changes in arms.items():
+                point = _point(study, env, arm, changes, seed)
+                other = points.setdefault(point.id, point)
+                if other is not point and seed == study.first_seed:
+                    notices.append(f"{arm!r} on {env} is {other.arm!r} once more: run once, as {other.arm!r}")
+    return Plan(study, tuple(points.values()), tuple(notices))
+
+
+def _arms(study: AblationConfig, notices: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each arm with what is set for it; those of the grid have its values in their names."""
+    named: dict[str, dict[str, Any]] = {name: {"objective": name} for name in study.objectives}
+    for name, settings in study.arms.items():
+        if name in named:
+            raise ConfigError(f"arms.{name}: there is an objective of that name in `objectives`; give it another name")
+        if not isinstance(settings.get("objective"), str):
+            raise ConfigError(
+                f"arms.{name}: needs an objective, as objective: clip, and in quotes where that is 'none'"
+            )
+        named[name] = settings
+    applied = dict.fromkeys(study.grid, False)
+    for name, settings in named.items():
+        objective = load_config(objective=settings["objective"]).objective
+        axes = {key: values for key, values in study.grid.items() if _has(objective, key)}
+        applied |= dict.fromkeys(axes, True)
+        if left := [key for key in study.grid if key not in axes]:
+            notices.append(f"{name!r} has no {' or '.join(left)}: run without")
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            yield (
+                " ".join([name, *(f"{_short(k, study.grid)}={_shown(v)}" for k, v in chosen.items())]),
+                settings | chosen,
+            )
+    if unused := [key for key, used in applied.items() if not used]:
+        raise ConfigError(f"grid.{unused[0]}: no arm has such a setting")
+
+
+def _has(objective: Settings, key: str) -> bool:
+    """Whether a setting of the grid applies: one of another group always does, or is refused by name later."""
+    group, _, rest = key.partition(".")
+    if group != "objective":
+        return True
+    value: Any = objective
+    for name in rest.split("."):
+        if not isinstance(value, Settings) or not hasattr(value, name):
+            return False
+        value = getattr(value, name)
+    return True
+
+
+def _short(key: str, grid: Mapping[str, Any]) -> str:
+    """A setting's last word, where the grid has no other that ends so."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in grid) > 1 else last
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _point(study: AblationConfig, env: str, arm: str, changes: Mapping[str, Any], seed: int) -> Point:
+    settings = {**study.set, **study.for_env.get(env, {}), **changes}
+    objective = settings.pop("objective")
+    try:
+        asked = load_config(config=study.config, env=env, objective=objective, overrides={**settings, "seed": seed})
+    except ConfigError as error:
+        raise ConfigError(f"{study.name}: {arm!r} on {env}: {error}; nothing was run") from error
+    config = _alike_anywhere(asked)
+    return Point(id_of(config), arm, env, seed, config)
+
+
+def _alike_anywhere(config: TrainConfig) -> TrainConfig:
+    """With nothing left that a run would choose by a measurement; runs side by side take one thread each."""
+    training, samples = config.training, config.env.num_envs * config.training.num_steps
+    steps = -(-config.total_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
+    compiled = (
+        ("on" if steps >= COMPILED_FROM else "off") if config.runtime.compile == "auto" else config.runtime.compile
+    )
+    runtime = dataclasses.replace(config.runtime, compile=compiled, workers=config.runtime.num_workers)
+    return dataclasses.replace(config, runtime=runtime)
+
+
+def id_of(config: TrainConfig) -> str:
+    """Ten digits that two runs share where every setting that matters is the same.
+
+    Settings at their defaults have no part in it, so that a new one does not make old results those of other runs.
+    """
+    settings = {key: ours for key, (ours, _) in differing(config, TrainConfig()).items() if key not in ELSEWHERE}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def as_name(text: str) -> str:
+    """`text` as one word of a file's name."""
+    return re.sub(r"[^A-Za-z0-9=_-]+", "-", text).strip("-") or "unnamed"

@@ -1,0 +1,247 @@
+"""What may be said of a study's scores: aggregates with intervals, comparisons, and how far either can be trusted.
+
+A score table holds, by environment, the scores of an arm's runs `[n]`; arms may have different numbers of them. Needs
+SciPy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Scores = NDArray[np.float64]
+Table = Mapping[str, Scores]
+"""Environment -> scores of one arm's runs."""
+
+RESAMPLES = 2_000
+LEVEL = 0.95
+SIMULATIONS = 400
+"""Studies that are made up to see how often their intervals hold the truth."""
+
+
+class Interval(NamedTuple):
+    """A point estimate, and the bounds that resampling gives it."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+# --- aggregates -------------------------------------------------------------------------------------------------------
+
+
+def iqm(scores: Scores) -> Any:
+    """Mean of the middle half, over the last dimension; less moved by outliers than the mean, surer than the median.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.3.
+    """
+    return stats.trim_mean(scores, 0.25, axis=-1)
+
+
+def mean(scores: Scores) -> Any:
+    """Over the last dimension."""
+    return scores.mean(-1)
+
+
+def optimality_gap(scores: Scores) -> Any:
+    """How much the runs fall short of 1, on average; what lies above 1 makes up for nothing.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.3.
+    """
+    return np.maximum(1 - scores, 0).mean(-1)
+
+
+AGGREGATES: dict[str, Callable[[Scores], Any]] = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
+
+
+def resampled(table: Table, generator: np.random.Generator, resamples: int = RESAMPLES) -> Scores:
+    """Made-up studies, `[resamples, runs]`: within each environment its runs are drawn with replacement."""
+    drawn = [x[generator.integers(len(x), size=(resamples, len(x)))] for x in table.values()]
+    return np.concatenate(drawn, -1)
+
+
+def interval(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0) -> Interval:
+    """An aggregate over environments and runs, with its percentile interval from a stratified bootstrap.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.1.
+    """
+    return _around(float(aggregate(pooled(table))), aggregate(resampled(table, np.random.default_rng(seed))))
+
+
+def pooled(table: Table) -> Scores:
+    """All scores of an arm, `[runs]`."""
+    return np.concatenate(list(table.values()))
+
+
+def _around(estimate: float, made_up: Scores) -> Interval:
+    low, high = np.quantile(made_up, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(estimate, float(low), float(high))
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def probability_of_improvement(x: Table, y: Table, seed: int = 0) -> Interval:
+    """P(a run of X scores higher than one of Y on the same environment), ties counted half, mean over environments.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.3: Mann and Whitney's U over all pairs.
+    """
+    shared = [env for env in x if env in y]
+    generator = np.random.default_rng(seed)
+
+    def drawn(scores: Scores) -> Scores:
+        return scores[generator.integers(len(scores), size=(RESAMPLES, len(scores)))]
+
+    estimate = float(np.mean([_wins(x[env], y[env]) for env in shared]))
+    made_up = np.mean([_wins(drawn(x[env]), drawn(y[env])) for env in shared], axis=0)
+    return _around(estimate, made_up)
+
+
+def _wins(x: Scores, y: Scores) -> Any:
+    difference = x[..., :, None] - y[..., None, :]
+    return ((difference > 0) + 0.5 * (difference == 0)).mean((-2, -1))
+
+
+def performance_profile(table: Table, thresholds: Scores) -> Scores:
+    """Share of all runs that score above each threshold, `[thresholds]`.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.2.
+    """
+    return np.asarray((pooled(table)[:, None] > thresholds).mean(0))
+
+
+class Test(NamedTuple):
+    """Welch's test of one environment: whether two arms' means differ."""
+
+    difference: float
+    p: float
+    """Two-sided."""
+    p_holm: float
+    """Corrected for all tests of the study."""
+
+
+def welch(x: Scores, y: Scores) -> tuple[float, float]:
+    """Difference of the means and two-sided p; NaN where fewer than two runs, or no spread at all, allow no test."""
+    difference = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
+        return difference, math.nan
+    return difference, float(stats.ttest_ind(x, y, equal_var=False).pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Corrected p-values in the same order; those that are NaN are no tests.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    known = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
+    corrected = [math.nan] * len(p)
+    worst = 0.0
+    for rank, (value, i) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * value))
+        corrected[i] = worst
+    return corrected
+
+
+def tests(arms: Mapping[str, Table], reference: str) -> dict[tuple[str, str], Test]:
+    """(arm, environment) -> the arm against the reference, corrected over all of them."""
+    pairs = [
+        (arm, env) for arm, env in itertools.product(arms, arms[reference]) if arm != reference and env in arms[arm]
+    ]
+    found = [welch(arms[arm][env], arms[reference][env]) for arm, env in pairs]
+    corrected = holm([p for _, p in found])
+    return {pair: Test(d, p, q) for pair, (d, p), q in zip(pairs, found, corrected, strict=True)}
+
+
+# --- how far to trust them --------------------------------------------------------------------------------------------
+
+
+def coverage(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0, simulations: int = SIMULATIONS) -> float:
+    """How often intervals of this many runs hold the truth, in studies made up like this one.
+
+    Scores are drawn from a normal distribution with each environment's own mean and deviation, so that the truth is
+    known; the percentile bootstrap with a handful of runs covers less than it says.
+    """
+    generator = np.random.default_rng(seed)
+    moments = {env: (x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0, len(x)) for env, x in table.items()}
+    many = 20_000
+    shares = [max(1, round(many * n / sum(n for *_, n in moments.values()))) for *_, n in moments.values()]
+    population = [generator.normal(m, s, k) for (m, s, _), k in zip(moments.values(), shares, strict=True)]
+    truth = float(aggregate(np.concatenate(population)))
+    held = 0
+    for _ in range(simulations):
+        made_up = {env: generator.normal(m, s, n) for env, (m, s, n) in moments.items()}
+        _, low, high = _around(truth, aggregate(resampled(made_up, generator, 400)))
+        held += low <= truth <= high
+    return held / simulations
+
+
+def smallest_detectable(arms: Mapping[str, Table], power: float = 0.8) -> float:
+    """Difference of two arms' means over all environments that a test would find in `power` of all such studies.
+
+    (z₀.₉₇₅ + z_power) · SD · √(2 / runs), with the runs' pooled SD within an arm and an environment.
+    """
+    cells = [x for table in arms.values() for x in table.values() if len(x) > 1]
+    freedom = sum(len(x) - 1 for x in cells)
+    if not freedom:
+        return math.nan
+    deviation = math.sqrt(sum(((x - x.mean()) ** 2).sum() for x in cells) / freedom)
+    runs = min(len(pooled(table)) for table in arms.values())
+    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)
+    return float(z * deviation * math.sqrt(2 / runs))
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+class Scale(NamedTuple):
+    """What return is 0 and what is 1 on an environment."""
+
+    zero: float
+    one: float
+
+    def __call__(self, returns: Scores) -> Scores:
+        """Returns as scores."""
+        return (returns - self.zero) / (self.one - self.zero)
+
+
+def scales(
+    returns: Mapping[str, Table], initial: Mapping[str, float], best: Callable[[Mapping[str, Scores]], float]
+) -> dict[str, Scale]:
+    """Environment -> scale: 0 is the initial policy, 1 what `best` makes of all arms' returns there.
+
+    Environments on which 1 would not lie above 0 have none: nobody learned anything there.
+    """
+    envs = dict.fromkeys(env for table in returns.values() for env in table)
+    found = {}
+    for env in envs:
+        there = {arm: table[env] for arm, table in returns.items() if env in table}
+        one = best(there)
+        if env in initial and one > initial[env]:
+            found[env] = Scale(initial[env], one)
+    return found
+
+
+def best_run(there: Mapping[str, Scores]) -> float:
+    """The best single run of the study, as in the PPO paper's table 1."""
+    return max(float(x.max()) for x in there.values())
+
+
+def best_arm(there: Mapping[str, Scores]) -> float:
+    """The mean of the arm that does best."""
+    return max(float(x.mean()) for x in there.values())
+
+
+def anchored_at(reference: str) -> Callable[[Mapping[str, Scores]], float]:
+    """The mean of one arm, so that 1 reads "as good as that" and does not move when another arm is added."""
+    return lambda there: float(there[reference].mean()) if reference in there else -math.inf
+
+
+def scored(returns: Mapping[str, Table], scale: Mapping[str, Scale]) -> dict[str, dict[str, Scores]]:
+    """Every arm's returns as scores, on the environments that have a scale."""
+    return {arm: {env: scale[env](x) for env, x in table.items() if env in scale} for arm, table in returns.items()}

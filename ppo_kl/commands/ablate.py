@@ -1,0 +1,165 @@
+"""`ppo-kl ablate`: a study, from its plan to its results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ppo_kl.commands import report
+from ppo_kl.config.ablation import AblationConfig
+from ppo_kl.errors import ConfigError
+from ppo_kl.imports import import_modules
+from ppo_kl.load import load_study, to_yaml, value_of
+
+
+def ablate(
+    config: str | None = None,
+    env: str | None = None,
+    objective: str | None = None,
+    seeds: int | None = None,
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    name: str | None = None,
+    folder: Path | None = None,
+    known: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
+    parallel: int | None = None,
+    executor: Literal["local", "ray", "slurm"] = "local",
+    address: str | None = None,
+    slurm: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
+    plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+) -> int:
+    """Run objectives × environments × seeds, and whatever else is varied.
+
+    A finished run's small result is kept at once in FOLDER/results: run again, and only what is missing is run, also on
+    another machine to which these files were brought. Every run is one process with one thread.
+
+    Args:
+        config: the study: a file, or a name in configs/ablation, as smoke or classic.
+        env: environments, as cartpole,hopper; in the place of the study's.
+        objective: objectives, as clip,kl_adaptive; in the place of the study's arms.
+        seeds: how many runs each has.
+        set: KEY=VALUE for all runs, KEY=V1,V2,... for one arm of each value; once or more.
+        name: of the study; its folder is runs/ablation/NAME.
+        folder: another folder for it.
+        known: a folder with results of the same study, which are not run once more; once or more.
+        parallel: runs side by side; none: one for each core.
+        executor: where runs are run: local, ray, or slurm by way of submitit. The results are the same.
+        address: of a Ray cluster, as auto; none: one on this machine.
+        slurm: KEY=VALUE for submitit, as slurm_partition=cpu, or cluster=local; once or more.
+        dry_run: show what would be run, and about how long that takes.
+        plugin: a module to import first, once or more.
+    """
+    import_modules(plugin, "--plugin")
+    study = _study(config, env, objective, seeds, set, name)
+    from ppo_kl.ablation.plan import plan
+
+    planned = plan(study)
+    console = Console(highlight=False)
+    for notice in planned.notices:
+        console.print(f"ppo-kl: notice: {notice}", markup=False, soft_wrap=True)
+    folder = Path("runs") / "ablation" / study.name if folder is None else folder
+    from ppo_kl.ablation.execute import EXECUTORS, Options, missing
+    from ppo_kl.ablation.run import RESULTS
+
+    if dry_run:
+        _show(planned, missing(planned, [folder / RESULTS, *known]), parallel, console)
+        return 0
+    from ppo_kl.ablation.carry_out import carry_out
+    from ppo_kl.training import run_folder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    options = Options(parallel, address, tuple((key, value_of(value)) for key, value in map(_pair, slurm)))
+    with run_folder.claimed(folder):
+        run_folder.write_text(folder / "study.yaml", to_yaml(study))
+        outcome = carry_out(planned, folder, EXECUTORS[executor], options, known, plugin, console)
+    for line in outcome.failed:
+        console.print(f"ppo-kl: failed twice: {line}", markup=False, soft_wrap=True)
+    left = len(planned.points) - outcome.finished
+    console.print(
+        f"{folder}: {outcome.finished} of {len(planned.points)} runs are finished"
+        + (f"; the same command runs the {left} that are missing" if left else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+    if outcome.finished and not outcome.signal:
+        console.print(f"Report: {report.make(folder)}", markup=False, soft_wrap=True)
+    return 128 + outcome.signal if outcome.signal else 1 if outcome.failed else 0
+
+
+def _study(
+    config: str | None,
+    env: str | None,
+    objective: str | None,
+    seeds: int | None,
+    changed: Sequence[str],
+    name: str | None,
+) -> AblationConfig:
+    """The study in a file, or one of command-line options alone; options win."""
+    if config is None and objective is None:
+        raise ConfigError("nothing to compare: give --config, or --objective as clip,kl_adaptive")
+    given: dict[str, Any] = {}
+    if env is not None:
+        given["envs"] = tuple(env.split(","))
+    if objective is not None:
+        given |= {"objectives": tuple(objective.split(",")), "arms": {}}
+    if seeds is not None:
+        given["seeds"] = seeds
+    if name is not None:
+        given["name"] = name
+    base = None if config is None else load_study(config)
+    fixed = {} if base is None else dict(base.set)
+    grid = {} if base is None else dict(base.grid)
+    for key, text in map(_pair, changed):
+        values = tuple(map(value_of, text.split(","))) if not text.startswith("[") else (value_of(text),)
+        fixed.pop(key, None)
+        grid.pop(key, None)
+        if len(values) > 1:
+            grid[key] = values
+        else:
+            fixed[key] = values[0]
+    given |= {"set": fixed, "grid": grid}
+    if base is None:
+        return AblationConfig(**given)
+    if "envs" in given:
+        given["for_env"] = {known: settings for known, settings in base.for_env.items() if known in given["envs"]}
+    return dataclasses.replace(base, **given)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{text!r}: expected KEY=VALUE")
+    return key, value
+
+
+def _show(planned: Any, points: Any, parallel: int | None, console: Console) -> None:
+    """The plan as a table: what there is, what is missing, and about how long that takes."""
+    from ppo_kl.ablation.carry_out import in_words
+    from ppo_kl.ablation.estimate import seconds_of
+    from ppo_kl.envs.cores import cores_allowed
+
+    table = Table("arm", *planned.study.envs, box=None)
+    left = {point.id for point in points}
+    for arm in planned.arms:
+        cells = []
+        for env in planned.study.envs:
+            mine = [point for point in planned.points if (point.arm, point.env) == (arm, env)]
+            missing_here = sum(point.id in left for point in mine)
+            steps = f"{mine[0].config.total_steps:,} steps" if mine else "as another arm"
+            cells.append(f"{missing_here} of {len(mine)} runs, {steps}" if mine else steps)
+        table.add_row(arm, *cells)
+    console.print(table)
+    side_by_side = min(parallel or cores_allowed(), max(len(points), 1))
+    about = in_words(seconds_of(points) / side_by_side)
+    console.print(f"{len(points)} runs to do, {side_by_side} side by side: about {about}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run a study."""
+    return tyro.cli(ablate, args=arguments, prog="ppo-kl ablate")

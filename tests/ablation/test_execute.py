@@ -1,0 +1,154 @@
+"""Runs of a plan: what is missing is run, results are kept at once, and are the same however they came about."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_studies import TINY, numbers_in, tiny
+
+from ppo_kl.ablation.execute import EXECUTORS, Options, jobs_of, missing
+from ppo_kl.ablation.plan import plan
+from ppo_kl.ablation.result import read
+from ppo_kl.ablation.run import RESULTS, Job, run
+from ppo_kl.training.trainer import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+def results_in(folder):
+    return {key: numbers_in(result) for key, result in read(folder / RESULTS).items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The tiny study, run here one run after the other."""
+    folder = tmp_path_factory.mktemp("reference")
+    planned = plan(tiny())
+    for job in jobs_of(planned.points, planned, folder):
+        run(job)
+    return folder
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_has_what_a_report_needs(reference):
+    for result in read(reference / RESULTS).values():
+        assert result["steps"] == 512
+        assert len(result["initial"]) == 50  # a hundred over two seeds
+        assert len(result["evaluated"]) == 10
+        assert {len(values) for values in result["curve"].values()} == {50}
+        assert result["kl"]["median"] > 0
+        assert (result["kl"]["target"] is not None) == (result["arm"] == "kl_adaptive")
+        assert result["settings"]["total_steps"] == 512
+        assert result["versions"]["torch"]
+    assert len(read(reference / RESULTS)) == 4
+
+
+def test_the_initial_policy_is_not_the_trained_one(reference):
+    for result in read(reference / RESULTS).values():
+        assert sum(result["initial"]) / 50 == pytest.approx(22, abs=8)  # CartPole at random
+
+
+class EndsAfterTwo:
+    def on_iteration(self, state):
+        return state.number < 2
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_to_the_same_result(reference, tmp_path):
+    planned = plan(tiny())
+    job = jobs_of(planned.points[:1], planned, tmp_path)[0]
+    train(job.point.config, folder=job.run_folder, callbacks=[EndsAfterTwo()], quiet=True)
+    (job.run_folder / "result.json").unlink()
+    assert numbers_in(run(job)) == results_in(reference)[job.point.id]
+
+
+def test_one_that_was_killed_before_it_had_a_checkpoint_begins_again(reference, tmp_path):
+    planned = plan(tiny())
+    job = jobs_of(planned.points[:1], planned, tmp_path)[0]
+    (job.run_folder / "checkpoints").mkdir(parents=True)
+    (job.run_folder / "metrics.jsonl").write_text("torn")
+    assert numbers_in(run(job)) == results_in(reference)[job.point.id]
+
+
+def test_a_run_that_fails_is_tried_twice_and_then_told_with_its_error(tmp_path):
+    planned = plan(tiny(objectives=("clip",), seeds=1, envs=("killing_envs:Fails",)))
+    (job,) = jobs_of(planned.points, planned, tmp_path)
+    result = run(job)
+    assert "EnvWorkerError" in result["error"]
+    assert json.loads(job.result_file.read_text()) == result
+    assert missing(planned, [tmp_path / RESULTS]) == [job.point]
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_what_any_folder_has_is_not_run_once_more(reference, tmp_path):
+    planned = plan(tiny())
+    assert missing(planned, [tmp_path, reference / RESULTS]) == []
+    more = plan(tiny(seeds=3))
+    assert [point.seed for point in missing(more, [reference / RESULTS])] == [2, 2]
+
+
+def test_the_report_does_not_mind_how_a_result_is_called(reference, tmp_path):
+    for path in (reference / RESULTS).glob("*.json"):
+        (tmp_path / f"{path.stat().st_ino}.json").write_text(path.read_text())
+    assert missing(plan(tiny()), [tmp_path]) == []
+
+
+# --- executors --------------------------------------------------------------------------------------------------------
+
+OPTIONS = {"local": Options(parallel=2), "ray": Options(parallel=2), "slurm": Options(slurm=(("cluster", "local"),))}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_every_executor_gives_the_same_results(executor, reference, tmp_path):
+    planned = plan(tiny())
+    jobs = jobs_of(planned.points, planned, tmp_path)
+    done = {job.point.id: numbers_in(result) for job, result in EXECUTORS[executor](jobs, OPTIONS[executor])}
+    assert done == results_in(reference)
+
+
+def test_a_process_that_dies_is_tried_once_more_and_the_others_go_on(tmp_path):
+    planned = plan(tiny(objectives=("clip",), seeds=1, envs=("cartpole", "killing_envs:Kills")))
+    jobs = jobs_of(planned.points, planned, tmp_path)
+    done = {job.point.env: result for job, result in EXECUTORS["local"](jobs, Options(parallel=1))}
+    assert "died twice" in done["killing_envs:Kills"]["error"]
+    assert done["cartpole"]["steps"] == 512
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(folder, *more):
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    study = ["--objective", "clip,kl_adaptive", "--env", "cartpole", "--seeds", "2", "--name", "tiny", *settings]
+    return [sys.executable, "-m", "ppo_kl", "ablate", *study, "--folder", str(folder), *more]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_half_way_and_run_again_it_gives_the_same_results(number, reference, tmp_path):
+    killed = subprocess.Popen(command(tmp_path), start_new_session=True, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not any((tmp_path / "runs").rglob("metrics.jsonl")) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(killed.pid, number)
+    killed.communicate(timeout=60)
+    assert killed.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert len(results_in(tmp_path)) < 4
+    time.sleep(1)  # the workers notice that nobody is there any more
+    again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert results_in(tmp_path) == results_in(reference)
+    assert "4 of 4 runs are finished" in again.stdout
+
+
+def test_a_job_says_where_its_files_lie(tmp_path):
+    planned = plan(tiny())
+    job = Job(planned.points[0], tmp_path, 1)
+    assert job.run_folder.relative_to(tmp_path).parts[:3] == ("runs", "cartpole", "clip")
+    assert job.result_file.name == f"cartpole.clip.seed0.{job.point.id}.json"

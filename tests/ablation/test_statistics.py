@@ -1,0 +1,169 @@
+"""Numbers about scores, against hand arithmetic, other implementations, and made-up studies whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from ppo_kl.ablation import statistics as s
+from ppo_kl.ablation.statistics import Scale
+
+
+def array(*values):
+    return np.array(values, float)
+
+
+# --- aggregates -------------------------------------------------------------------------------------------------------
+
+
+def test_the_iqm_is_the_mean_of_the_middle_half():
+    # of eight values the middle four: (3 + 4 + 5 + 6) / 4
+    assert s.iqm(array(1, 2, 3, 4, 5, 6, 7, 1000)) == 4.5
+
+
+def test_the_optimality_gap_does_not_credit_what_lies_above_1():
+    assert s.optimality_gap(array(0.5, 1.0, 3.0)) == pytest.approx(0.5 / 3)
+
+
+def test_aggregates_go_over_all_runs_of_all_environments():
+    table = {"a": array(0, 2), "b": array(4, 6, 8)}
+    assert s.interval(table, s.mean).estimate == 4.0
+
+
+finite = st.floats(-10, 10)
+
+
+@given(arrays(float, (3, 8), elements=finite))
+def test_aggregates_are_those_of_each_made_up_study(x):
+    for aggregate in s.AGGREGATES.values():
+        np.testing.assert_allclose(aggregate(x), [aggregate(row) for row in x])
+
+
+@given(arrays(float, st.integers(2, 20), elements=finite))
+def test_an_interval_lies_around_its_estimate_and_within_the_scores(x):
+    found = s.interval({"a": x}, s.mean)
+    assert x.min() - 1e-9 <= found.low <= found.high <= x.max() + 1e-9
+
+
+def test_resampling_stays_within_an_environment():
+    drawn = s.resampled({"a": array(1, 2), "b": array(10, 20, 30)}, np.random.default_rng(0), 50)
+    assert drawn.shape == (50, 5)
+    assert set(drawn[:, :2].flat) == {1, 2}
+    assert set(drawn[:, 2:].flat) == {10, 20, 30}
+
+
+def test_the_interval_of_a_mean_is_scipys_where_there_is_one_environment():
+    x = np.random.default_rng(0).normal(size=30)
+    ours = s.interval({"a": x}, s.mean)
+    theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=0.03), pytest.approx(theirs.high, abs=0.03))
+
+
+def test_the_same_study_has_the_same_interval():
+    table = {"a": array(1, 2, 3, 5)}
+    assert s.interval(table, s.iqm) == s.interval(table, s.iqm)
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def test_the_probability_of_improvement_counts_pairs_and_ties_half():
+    # a: of 4 pairs X wins 3 (1 > 0, 3 > 0, 3 > 2); b: all ties
+    x, y = {"a": array(1, 3), "b": array(5)}, {"a": array(0, 2), "b": array(5)}
+    assert s.probability_of_improvement(x, y).estimate == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
+def test_it_is_mann_and_whitneys_u_over_the_number_of_pairs():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(0.5, 1, 12), generator.normal(0, 1, 9)
+    u = stats.mannwhitneyu(x, y).statistic
+    assert s.probability_of_improvement({"a": x}, {"a": y}).estimate == pytest.approx(u / (12 * 9))
+
+
+@given(arrays(float, 4, elements=finite), arrays(float, 5, elements=finite))
+def test_what_one_arm_wins_the_other_loses(x, y):
+    p, q = (s.probability_of_improvement({"a": a}, {"a": b}) for a, b in ((x, y), (y, x)))
+    assert p.estimate + q.estimate == pytest.approx(1)
+
+
+def test_the_profile_is_the_share_of_runs_above_each_threshold():
+    profile = s.performance_profile({"a": array(0, 1), "b": array(2, 3)}, array(-1, 0, 1.5, 3))
+    assert profile.tolist() == [1.0, 0.75, 0.5, 0.0]
+
+
+def test_holms_correction():
+    # sorted: 0.01 · 4, 0.02 · 3, 0.03 · 2, 0.5 · 1, none below the one before it
+    assert s.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert s.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_what_is_no_test_is_not_corrected_for():
+    corrected = s.holm([math.nan, 0.04])
+    assert math.isnan(corrected[0])
+    assert corrected[1] == 0.04
+
+
+def test_one_run_allows_no_test():
+    difference, p = s.welch(array(3), array(1, 2))
+    assert (difference, math.isnan(p)) == (1.5, True)
+
+
+def test_tests_are_of_each_arm_and_environment_against_the_reference():
+    generator = np.random.default_rng(0)
+    arms = {name: {"a": generator.normal(i, 0.1, 10), "b": generator.normal(0, 1, 10)} for i, name in enumerate("xyz")}
+    found = s.tests(arms, "x")
+    assert set(found) == {("y", "a"), ("y", "b"), ("z", "a"), ("z", "b")}
+    assert found["z", "a"].difference == pytest.approx(2, abs=0.2)
+    assert found["z", "a"].p == pytest.approx(stats.ttest_ind(arms["z"]["a"], arms["x"]["a"], equal_var=False).pvalue)
+    assert all(test.p_holm >= test.p for test in found.values())
+
+
+# --- how far to trust them --------------------------------------------------------------------------------------------
+
+
+def test_intervals_of_many_runs_hold_the_truth_about_as_often_as_they_say():
+    generator = np.random.default_rng(1)
+    table = {env: generator.normal(i, 0.2, 40) for i, env in enumerate("ab")}
+    assert s.coverage(table, s.mean, simulations=300) == pytest.approx(0.95, abs=0.04)
+
+
+def test_those_of_three_runs_hold_it_less_often():
+    generator = np.random.default_rng(1)
+    assert s.coverage({"a": generator.normal(0, 1, 3)}, s.mean, simulations=300) < 0.85
+
+
+def test_the_smallest_difference_that_can_be_seen():
+    # the protocol's figure: SD 0.11, seven environments, three seeds: 2.80 · 0.11 · √(2 / 21) = 0.095
+    unit = array(-1, 0, 1)  # SD 1
+    arms = {name: {str(env): 0.11 * unit for env in range(7)} for name in "xy"}
+    assert s.smallest_detectable(arms) == pytest.approx(0.095, abs=5e-4)
+    assert math.isnan(s.smallest_detectable({"x": {"a": array(1)}}))
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+RETURNS = {"clip": {"a": array(10, 20), "b": array(-5, -3)}, "kl": {"a": array(30, 10), "b": array(-2, -2)}}
+INITIAL = {"a": 0.0, "b": -10.0}
+
+
+def test_1_is_the_best_run_the_best_arm_or_the_reference():
+    assert s.scales(RETURNS, INITIAL, s.best_run) == {"a": Scale(0, 30), "b": Scale(-10, -2)}
+    assert s.scales(RETURNS, INITIAL, s.best_arm) == {"a": Scale(0, 20), "b": Scale(-10, -2)}
+    assert s.scales(RETURNS, INITIAL, s.anchored_at("clip")) == {"a": Scale(0, 15), "b": Scale(-10, -4)}
+
+
+def test_anchored_scores_of_the_reference_have_mean_1():
+    anchored = s.scored(RETURNS, s.scales(RETURNS, INITIAL, s.anchored_at("clip")))
+    for scores in anchored["clip"].values():
+        assert scores.mean() == pytest.approx(1)
+    # (30 − 0) / (15 − 0), (10 − 0) / (15 − 0)
+    assert anchored["kl"]["a"] == pytest.approx([2, 2 / 3])
+
+
+def test_where_nobody_learned_anything_there_is_no_scale():
+    assert s.scales({"clip": {"a": array(-1, 0)}}, {"a": 0.0}, s.best_run) == {}
+    assert s.scored({"clip": {"a": array(1)}}, {}) == {"clip": {}}
