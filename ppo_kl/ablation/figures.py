@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from ppo_kl.ablation.numbers import Numbers
-from ppo_kl.ablation.statistics import AGGREGATES, Scores, performance_profile
+from ppo_kl.ablation.statistics import AGGREGATES, Scores, iqm, performance_profile
 from ppo_kl.ablation.study import Study, curve
 from ppo_kl.diagnostics.canvas import BLUE, GREEN, ORANGE, PINK, RED, SKY
 
@@ -141,6 +141,28 @@ def _profile(study: Study, numbers: Numbers) -> Figure | None:
     return figure
 
 
+def _efficiency(study: Study, numbers: Numbers) -> Figure | None:
+    arms, looks = list(numbers.aggregates), _looks(study)
+    if not arms:
+        return None
+    figure, (axes,) = _panels(1, width=2 * 7.5, height=3.6)
+    for arm in arms:
+        scored = [
+            numbers.scale[env](np.array(found[1]))
+            for env in numbers.scale
+            for result in study.of(arm, env)
+            if (found := curve(result)) is not None
+        ]
+        share = np.linspace(0, 1, len(scored[0]) + 1)[1:]
+        axes.plot(share, iqm(np.array(scored).T), color=looks[arm]["color"], linewidth=2, label=arm)
+    axes.axhline(1, color=_ink(), linewidth=1, linestyle="--")
+    axes.set_xlabel("share of training done")
+    axes.set_ylabel(f"score (1: {study.reference} at the end)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.legend(fontsize=10)
+    return figure
+
+
 def _returns(study: Study, numbers: Numbers) -> Figure | None:
     figure, panels = _panels(len(study.envs), height=0.9 + 0.3 * len(study.arms))
     looks = _looks(study)
@@ -235,9 +257,12 @@ def _ink() -> Any:
 FIGURES: dict[str, tuple[str, Callable[[Study, Numbers], Figure | None]]] = {
     "aggregates": ("Scores over all environments, with 95 % intervals", _intervals),
     "profile": ("Performance profile", _profile),
+    "efficiency": ("Sample efficiency: IQM of the scores over training", _efficiency),
     "returns": ("Every run, and mean ± standard deviation", _returns),
     "curves": ("Learning curves: mean ± standard error", _curves),
     "iso_kl": ("Iso-KL: what a return cost in KL, one point per run", _iso_kl),
     "steering": ("How the KL was steered", _steering),
 }
 """Name -> title, and what draws it; none where there is nothing to draw."""
+NARROW = ("profile", "efficiency")
+"""Of one panel."""

@@ -99,7 +99,7 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             f"{arm!r} reaches {iqm.estimate:.2f} [{iqm.low:.2f}, {iqm.high:.2f}] of {study.reference!r}: {verdict}"
         )
         if better is not None:
-            sentence += f"; a run of it beats one of {study.reference!r} with {better.estimate:.0%}"
+            sentence += f"; a run of it beats one of {study.reference!r} in {better.estimate:.0%} of pairs"
         where = [f"above it on {', '.join(up)}"] if up else []
         where += [f"below it on {', '.join(down)}"] if down else []
         said.append(f"{sentence}{'; for sure ' + ' and '.join(where) if where else ''}.")

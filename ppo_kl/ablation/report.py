@@ -72,7 +72,7 @@ def page_of(study: Study, numbers: Numbers, drawn: dict[str, tuple[str, str]]) -
         headline=headline(study, numbers),
         trust=trust(study, numbers),
         sections=sections(study, numbers),
-        figures=[(name, title, svg[svg.index("<svg") :]) for name, title, svg in shown],
+        figures=[(name, title, svg[svg.index("<svg") :], name not in figures.NARROW) for name, title, svg in shown],
         runs=csv_of(study),
         provenance=provenance(study),
     )

@@ -68,6 +68,35 @@ def test_the_same_study_has_the_same_interval():
     assert s.interval(table, s.iqm) == s.interval(table, s.iqm)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_they_are_those_of_rliable():
+    from rliable import library, metrics  # here, for it takes a while to import and warns
+
+    scores = np.random.default_rng(7).gamma(4, 0.25, (10, 4))  # runs × environments
+    table = {str(i): scores[:, i] for i in range(4)}
+    theirs = {
+        "IQM": metrics.aggregate_iqm,
+        "mean": metrics.aggregate_mean,
+        "optimality gap": metrics.aggregate_optimality_gap,
+    }
+    points, bounds = library.get_interval_estimates(
+        {"x": scores},
+        lambda x: np.array([f(x) for f in theirs.values()]),
+        reps=2000,
+        random_state=np.random.RandomState(0),
+    )
+    for i, name in enumerate(theirs):
+        ours = s.interval(table, s.AGGREGATES[name])
+        assert ours.estimate == pytest.approx(points["x"][i], abs=5e-4)
+        assert (ours.low, ours.high) == pytest.approx(tuple(bounds["x"][:, i]), abs=0.02)
+    other = np.random.default_rng(8).gamma(4, 0.3, (10, 4))
+    better = s.probability_of_improvement(table, {str(i): other[:, i] for i in range(4)})
+    assert better.estimate == pytest.approx(metrics.probability_of_improvement(scores, other), abs=5e-4)
+    thresholds = np.linspace(0, 2, 9)
+    (profile,), _ = (list(x.values()) for x in library.create_performance_profile({"x": scores}, thresholds, reps=10))
+    np.testing.assert_allclose(s.performance_profile(table, thresholds), profile, atol=5e-4)
+
+
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 

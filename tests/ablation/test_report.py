@@ -1,0 +1,178 @@
+"""A report: its numbers are those of the runs, it makes nothing better than it is, and its page needs nothing else."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from tiny_studies import TINY, made_up, tiny
+
+from ppo_kl.ablation.numbers import headline, numbers_of
+from ppo_kl.ablation.plan import plan
+from ppo_kl.ablation.report import write_report
+from ppo_kl.ablation.result import failure_of, write
+from ppo_kl.ablation.run import RESULTS
+from ppo_kl.ablation.study import area, csv_of, read_study
+from ppo_kl.cli import main
+from ppo_kl.errors import ConfigError, OutputError
+from ppo_kl.load import load_config, to_yaml
+from ppo_kl.training.trainer import train
+
+# Anchored at clip, whose mean is 100 on both: scores 1.2 1.4 1.6 and 0.9 0.7 0.5.
+RETURNS = {
+    "clip": {"easy": [90, 100, 110], "hard": [80, 100, 120]},
+    "kl": {"easy": [120, 140, 160], "hard": [90, 70, 50]},
+}
+
+
+def keep(folder, results):
+    for result in results:
+        write(result, folder / RESULTS / f"{result['id']}.json")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return keep(
+        tmp_path / "study",
+        [
+            made_up(arm, env, seed, float(score), target=0.01 if arm == "kl" else None)
+            for arm, table in RETURNS.items()
+            for env, scores in table.items()
+            for seed, score in enumerate(scores)
+        ],
+    )
+
+
+def test_its_numbers_are_those_of_the_runs(folder):
+    numbers = numbers_of(read_study(folder))
+    # 0 is the initial policy: the mean of −1 and 1
+    assert {env: (scale.zero, scale.one) for env, scale in numbers.scale.items()} == {
+        "easy": (0, 100),
+        "hard": (0, 100),
+    }
+    assert numbers.aggregates["clip"]["mean"].estimate == pytest.approx(1.0)
+    assert numbers.aggregates["kl"]["mean"].estimate == pytest.approx((1.2 + 1.4 + 1.6 + 0.9 + 0.7 + 0.5) / 6)
+    # of six the middle four: SciPy's trimmed mean takes off one at each end
+    assert numbers.aggregates["kl"]["IQM"].estimate == pytest.approx((1.2 + 1.4 + 0.9 + 0.7) / 4)
+    assert numbers.aggregates["kl"]["optimality gap"].estimate == pytest.approx((0.1 + 0.3 + 0.5) / 6)
+    # easy: all nine pairs won; hard: 90 beats 80, and no other wins
+    assert numbers.improvement["kl"].estimate == pytest.approx((1 + 1 / 9) / 2)
+    # the best run of easy is 160, of hard 120
+    assert numbers.paper["kl"][0] == pytest.approx((140 / 160 + 70 / 120) / 2)
+    assert numbers.paper["kl"][1] == pytest.approx((140 / 140 + 70 / 100) / 2)
+
+
+def test_the_area_of_a_curve_is_its_mean_with_what_is_not_known_as_it_was_before():
+    result = made_up("clip", "easy", 0, 1.0)
+    result["curve"]["return"] = [None, 2.0, None, 4.0]
+    assert area(result) == (2 + 2 + 2 + 4) / 4
+    result["curve"]["return"] = [None, None]
+    assert area(result) is None
+
+
+def test_the_page_needs_nothing_from_anywhere(folder):
+    page = write_report(folder)[0].read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert page.count("<svg") >= 6
+    assert "prefers-color-scheme: dark" in page
+    assert "#010203" not in page  # every stand-in has become a colour of the page
+    assert "currentColor" in page
+
+
+def test_there_are_figures_summary_and_numbers_beside_it(folder):
+    names = {str(path.relative_to(folder)) for path in write_report(folder)}
+    kinds = ("aggregates", "profile", "efficiency", "returns", "curves", "iso_kl", "steering")
+    assert names >= {
+        "report.html",
+        "report.md",
+        "results.csv",
+        *(f"figures/{k}.{e}" for k in kinds for e in ("png", "svg")),
+    }
+    for name in names:
+        assert (folder / name).stat().st_size > 100
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert len(rows) == 12
+    assert sum(float(row["return"]) for row in rows) == sum(x for t in RETURNS.values() for y in t.values() for x in y)
+    summary = (folder / "report.md").read_text()
+    assert "| kl | 140 ± 20.0 (3) | 70.0 ± 20.0 (3) |" in summary
+    assert "'kl' reaches" in summary
+
+
+def test_the_same_results_make_the_same_page(folder):
+    pages = [write_report(folder)[0].read_bytes() for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_the_headline_says_where_it_is_sure_and_where_not(tmp_path):
+    generator = np.random.default_rng(0)
+    better = {"clip": {"a": 0.0, "b": 0.0}, "up": {"a": 50.0, "b": 0.0}}
+    results = [
+        made_up(arm, env, seed, float(100 + shift + generator.normal(0, 5)))
+        for arm, shifts in better.items()
+        for env, shift in shifts.items()
+        for seed in range(8)
+    ]
+    study = read_study(keep(tmp_path, results))
+    (sentence,) = headline(study, numbers_of(study))
+    assert sentence.startswith("'up' reaches 1.2")
+    assert "better" in sentence
+    assert sentence.endswith("for sure above it on a.")
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_what_failed_or_is_missing_is_said_and_has_no_part_in_any_number(tmp_path):
+    planned = plan(tiny())
+    (tmp_path / "study.yaml").write_text(to_yaml(planned.study))
+    first, second, third, _ = planned.points
+    keep(tmp_path, [made_up(p.arm, p.env, p.seed, 100.0, id=p.id) for p in (first, second)])
+    keep(tmp_path, [failure_of(third, "Traceback\nValueError: not by chance")])
+    study = read_study(tmp_path)
+    assert (len(study.results), len(study.failures), len(study.missing)) == (2, 1, 2)
+    page = write_report(tmp_path)[0].read_text()
+    assert "2 planned runs are missing" in page
+    assert "ValueError: not by chance" in page
+
+
+def test_an_arm_without_runs_on_some_environment_is_in_no_aggregate(folder):
+    keep(folder, [made_up("new", "easy", 0, 50.0)])
+    numbers = numbers_of(read_study(folder))
+    assert "new" not in numbers.aggregates
+    assert numbers.returns["new"]["easy"].tolist() == [50.0]
+    assert "In no aggregate, for they have no run on some environment: new" in write_report(folder)[1].read_text()
+
+
+def test_one_run_alone_makes_a_report(tmp_path):
+    write_report(keep(tmp_path, [made_up("clip", "easy", 0, 10.0)]))
+    assert "1 finished runs" in (tmp_path / "report.md").read_text()
+
+
+def test_a_folder_without_results_is_refused(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no finished run"):
+        read_study(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named(folder):
+    (folder / RESULTS / "torn.json").write_text('{"id": ')
+    with pytest.raises(OutputError, match=r"torn\.json"):
+        read_study(folder)
+
+
+# --- runs made by hand ------------------------------------------------------------------------------------------------
+
+
+def test_runs_made_by_hand_have_a_report_too(tmp_path, capsys):
+    for objective in ("clip", "kl_adaptive"):
+        settings = {**TINY, "policy.hidden_sizes": (8,), "runs_dir": str(tmp_path / "runs")}
+        train(load_config(env="cartpole", objective=objective, overrides=settings), quiet=True)
+    assert main(["report", str(tmp_path / "runs"), "--into", str(tmp_path / "report")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    study = read_study(tmp_path / "runs")
+    assert (study.arms, study.envs, study.reference) == (["clip", "kl_adaptive"], ["CartPole-v1"], "clip")
+    assert json.loads(csv_of(study)[1][-1])["total_steps"] == 512
