@@ -27,6 +27,8 @@ class Numbers(NamedTuple):
     """Arm -> mean score where 1 is the best run of each environment, and where it is the best arm's mean."""
     areas: dict[str, Interval]
     """Arm -> IQM of the area under the learning curve, where 1 is the reference arm's."""
+    differences: dict[str, Interval]
+    """Arm -> its IQM less the reference arm's."""
     improvement: dict[str, Interval]
     """Arm -> probability that a run of it beats one of the reference arm."""
     tests: dict[tuple[str, str], Test]
@@ -54,7 +56,8 @@ def numbers_of(study: Study) -> Numbers:
         papers.append({arm: _mean(of_paper[arm]) for arm in whole})
     areas = study.table(area)
     of_areas = statistics.scored(areas, statistics.scales(areas, initial, statistics.anchored_at(study.reference)))
-    reference = whole.get(study.reference)
+    reference = whole.get(study.reference, {})
+    others = {arm: table for arm, table in whole.items() if reference and arm != study.reference}
     return Numbers(
         returns,
         scale,
@@ -65,11 +68,8 @@ def numbers_of(study: Study) -> Numbers:
         },
         {arm: (papers[0][arm], papers[1][arm]) for arm in whole},
         {arm: statistics.interval(of_areas[arm], statistics.iqm) for arm in whole if of_areas[arm]},
-        {
-            arm: statistics.probability_of_improvement(table, reference)
-            for arm, table in whole.items()
-            if reference is not None and arm != study.reference
-        },
+        {arm: statistics.difference(table, reference, statistics.iqm) for arm, table in others.items()},
+        {arm: statistics.probability_of_improvement(table, reference) for arm, table in others.items()},
         statistics.tests(returns, study.reference) if study.reference in returns else {},
         {arm: statistics.coverage(table, statistics.iqm) for arm, table in whole.items()},
         statistics.smallest_detectable(whole) if whole else math.nan,
@@ -87,22 +87,23 @@ def _mean(table: Table) -> float:
 def headline(study: Study, numbers: Numbers) -> list[str]:
     """What the study says, in sentences, arm by arm, the best first; and how much of it may be believed."""
     said = []
-    found = numbers.aggregates
-    order = sorted((arm for arm in found if arm != study.reference), key=lambda arm: -found[arm]["IQM"].estimate)
-    for arm in order:
-        iqm, better = found[arm]["IQM"], numbers.improvement.get(arm)
+    for arm in sorted(numbers.differences, key=lambda arm: -numbers.differences[arm].estimate):
+        iqm, apart = numbers.aggregates[arm]["IQM"].estimate, numbers.differences[arm]
         surely = [env for env in study.envs if _sure(numbers.tests.get((arm, env)))]
         up = [env for env in surely if numbers.tests[arm, env].difference > 0]
         down = [env for env in surely if env not in up]
-        verdict = "better" if iqm.low > 1 else "worse" if iqm.high < 1 else "not to be told apart"
-        sentence = (
-            f"{arm!r} reaches {iqm.estimate:.2f} [{iqm.low:.2f}, {iqm.high:.2f}] of {study.reference!r}: {verdict}"
-        )
-        if better is not None:
-            sentence += f"; a run of it beats one of {study.reference!r} in {better.estimate:.0%} of pairs"
+        bounds = f"[{apart.low:+.2f}, {apart.high:+.2f}]"
+        verdict = "too few runs to say more"
+        if apart.known:
+            verdict = "better" if apart.low > 0 else "worse" if apart.high < 0 else "not to be told apart"
+            verdict = f"difference {apart.estimate:+.2f} {bounds}, {verdict}"
         where = [f"above it on {', '.join(up)}"] if up else []
         where += [f"below it on {', '.join(down)}"] if down else []
-        said.append(f"{sentence}{'; for sure ' + ' and '.join(where) if where else ''}.")
+        said.append(
+            f"{arm!r} reaches {iqm:.2f} of {study.reference!r} (IQM): {verdict}; a run of it beats one of "
+            f"{study.reference!r} in {numbers.improvement[arm].estimate:.0%} of pairs"
+            f"{'; for sure ' + ' and '.join(where) if where else ''}."
+        )
     return said
 
 

@@ -107,17 +107,17 @@ def sections(study: Study, numbers: Numbers) -> list[Section]:
 def _aggregates(study: Study, numbers: Numbers) -> Section:
     rows = []
     for arm, found in numbers.aggregates.items():
-        better = numbers.improvement.get(arm)
         paper = numbers.paper[arm]
         rows.append(
             [
                 arm,
                 *(_interval(found[name]) for name in AGGREGATES),
                 _interval(numbers.areas.get(arm)),
-                "–" if better is None else _interval(better),
-                f"{paper[0]:.2f}",
-                f"{paper[1]:.2f}",
-                f"{numbers.coverage[arm]:.0%}",
+                _interval(numbers.differences.get(arm)),
+                _interval(numbers.improvement.get(arm)),
+                f"{paper[0]:.2f}".replace("-", "−"),
+                f"{paper[1]:.2f}".replace("-", "−"),
+                "–" if math.isnan(numbers.coverage[arm]) else f"{numbers.coverage[arm]:.0%}",
             ]
         )
     note = (
@@ -126,7 +126,15 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
         "environment, or at the best arm's mean. Coverage: how often such an interval of the IQM holds the truth, by "
         "simulation at this number of runs."
     )
-    head = ["arm", *AGGREGATES, "area under the curve", f"P(beats {study.reference})", "paper: run", "paper: arm"]
+    head = [
+        "arm",
+        *AGGREGATES,
+        "area under the curve",
+        "IQM less the reference's",
+        f"P(beats {study.reference})",
+        "paper: run",
+        "paper: arm",
+    ]
     return Section("Scores over all environments", note, [*head, "coverage"], rows)
 
 
@@ -184,8 +192,8 @@ def trust(study: Study, numbers: Numbers) -> list[str]:
             f"Power: a difference of {numbers.detectable:.3f} between two arms' mean scores would be found in four of "
             "five such studies; smaller ones can only be ranked."
         )
-    if numbers.coverage:
-        low, high = min(numbers.coverage.values()), max(numbers.coverage.values())
+    if known := [x for x in numbers.coverage.values() if not math.isnan(x)]:
+        low, high = min(known), max(known)
         lines.append(
             f"The {LEVEL:.0%} intervals hold the truth in {low:.0%} to {high:.0%} of made-up studies of this size."
         )
@@ -225,7 +233,10 @@ def _line(error: str) -> str:
 
 
 def _interval(found: Interval | None) -> str:
-    return "–" if found is None else f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    if found is None:
+        return "–"
+    bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.known else ""
+    return f"{found.estimate:.2f}{bounds}".replace("-", "−")
 
 
 def _number(x: float) -> str:

@@ -26,11 +26,16 @@ SIMULATIONS = 400
 
 
 class Interval(NamedTuple):
-    """A point estimate, and the bounds that resampling gives it."""
+    """A point estimate, and the bounds that resampling gives it; NaN where runs are too few for any."""
 
     estimate: float
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether it has bounds."""
+        return not math.isnan(self.low)
 
 
 # --- aggregates -------------------------------------------------------------------------------------------------------
@@ -71,7 +76,24 @@ def interval(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0) ->
 
     Source: Agarwal 2021 (arXiv:2108.13264), section 4.1.
     """
-    return _around(float(aggregate(pooled(table))), aggregate(resampled(table, np.random.default_rng(seed))))
+    estimate = float(aggregate(pooled(table)))
+    if not _resamples(table):
+        return Interval(estimate, math.nan, math.nan)
+    return _around(estimate, aggregate(resampled(table, np.random.default_rng(seed))))
+
+
+def difference(x: Table, y: Table, aggregate: Callable[[Scores], Any], seed: int = 0) -> Interval:
+    """An aggregate of X less that of Y, both of them uncertain: each is resampled for itself."""
+    estimate = float(aggregate(pooled(x)) - aggregate(pooled(y)))
+    if not (_resamples(x) and _resamples(y)):
+        return Interval(estimate, math.nan, math.nan)
+    generator = np.random.default_rng(seed)
+    return _around(estimate, aggregate(resampled(x, generator)) - aggregate(resampled(y, generator)))
+
+
+def _resamples(table: Table) -> bool:
+    """Whether drawing runs anew can show any spread: not where an environment has a single one."""
+    return all(len(scores) > 1 for scores in table.values())
 
 
 def pooled(table: Table) -> Scores:
@@ -99,6 +121,8 @@ def probability_of_improvement(x: Table, y: Table, seed: int = 0) -> Interval:
         return scores[generator.integers(len(scores), size=(RESAMPLES, len(scores)))]
 
     estimate = float(np.mean([_wins(x[env], y[env]) for env in shared]))
+    if not (_resamples(x) and _resamples(y)):
+        return Interval(estimate, math.nan, math.nan)
     made_up = np.mean([_wins(drawn(x[env]), drawn(y[env])) for env in shared], axis=0)
     return _around(estimate, made_up)
 
@@ -165,10 +189,12 @@ def coverage(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0, si
     """How often intervals of this many runs hold the truth, in studies made up like this one.
 
     Scores are drawn from a normal distribution with each environment's own mean and deviation, so that the truth is
-    known; the percentile bootstrap with a handful of runs covers less than it says.
+    known; the percentile bootstrap with a handful of runs covers less than it says. NaN where a single run has none.
     """
+    if not _resamples(table):
+        return math.nan
     generator = np.random.default_rng(seed)
-    moments = {env: (x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0, len(x)) for env, x in table.items()}
+    moments = {env: (x.mean(), x.std(ddof=1), len(x)) for env, x in table.items()}
     many = 20_000
     shares = [max(1, round(many * n / sum(n for *_, n in moments.values()))) for *_, n in moments.values()]
     population = [generator.normal(m, s, k) for (m, s, _), k in zip(moments.values(), shares, strict=True)]

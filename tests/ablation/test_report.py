@@ -118,7 +118,7 @@ def test_the_headline_says_where_it_is_sure_and_where_not(tmp_path):
     study = read_study(keep(tmp_path, results))
     (sentence,) = headline(study, numbers_of(study))
     assert sentence.startswith("'up' reaches 1.2")
-    assert "better" in sentence
+    assert "], better; a run of it beats" in sentence
     assert sentence.endswith("for sure above it on a.")
 
 
@@ -147,8 +147,11 @@ def test_an_arm_without_runs_on_some_environment_is_in_no_aggregate(folder):
 
 
 def test_one_run_alone_makes_a_report(tmp_path):
-    write_report(keep(tmp_path, [made_up("clip", "easy", 0, 10.0)]))
-    assert "1 finished runs" in (tmp_path / "report.md").read_text()
+    results = [made_up("clip", "easy", 0, 10.0), made_up("kl", "easy", 0, 5.0)]
+    write_report(keep(tmp_path, results))
+    summary = (tmp_path / "report.md").read_text()
+    assert "'kl' reaches 0.50 of 'clip' (IQM): too few runs to say more" in summary
+    assert "| kl | 0.50 | 0.50 | 0.50 | 0.50 | −0.50 | 0.00 | 0.50 | 0.50 | – |" in summary
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

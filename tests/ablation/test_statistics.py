@@ -63,6 +63,24 @@ def test_the_interval_of_a_mean_is_scipys_where_there_is_one_environment():
     assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=0.03), pytest.approx(theirs.high, abs=0.03))
 
 
+def test_a_difference_is_as_uncertain_as_both_of_its_sides():
+    generator = np.random.default_rng(0)
+    x, y = ({"a": generator.normal(m, 1, 200)} for m in (0.5, 0.0))
+    found = s.difference(x, y, s.mean)
+    # 1.96 · √(1 / 200 + 1 / 200)
+    assert found.estimate == pytest.approx(x["a"].mean() - y["a"].mean())
+    assert (found.high - found.low) / 2 == pytest.approx(0.196, rel=0.15)
+
+
+def test_a_single_run_has_no_interval():
+    alone = {"a": array(1, 2, 3), "b": array(4)}
+    assert s.interval(alone, s.mean).estimate == 2.5
+    assert not s.interval(alone, s.mean).known
+    assert not s.difference(alone, alone, s.mean).known
+    assert not s.probability_of_improvement(alone, alone).known
+    assert math.isnan(s.coverage(alone, s.mean))
+
+
 def test_the_same_study_has_the_same_interval():
     table = {"a": array(1, 2, 3, 5)}
     assert s.interval(table, s.iqm) == s.interval(table, s.iqm)
