@@ -30,6 +30,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "a run that failed counts as finished",
+        "ppo_kl/ablation/execute.py",
+        'for key, result in read(folder).items() if "error" not in result}',
+        "for key, result in read(folder).items()}",
+        "tests/ablation/test_execute.py::test_a_run_that_fails_is_tried_twice_and_then_told_with_its_error",
+    ),
+    Mutant(
+        "Holm's correction is Bonferroni's",
+        "ppo_kl/ablation/statistics.py",
+        "(len(known) - rank) * value",
+        "len(known) * value",
+        "tests/ablation/test_statistics.py",
+    ),
+    Mutant(
+        "a score above 1 makes up for others",
+        "ppo_kl/ablation/statistics.py",
+        "np.maximum(1 - scores, 0)",
+        "(1 - scores)",
+        "tests/ablation/test_statistics.py",
+    ),
+    Mutant(
+        "where a machine's choices lie is part of what a run is",
+        "ppo_kl/ablation/plan.py",
+        '"runs_dir", "runtime.device"',
+        '"runs_dir"',
+        "tests/ablation/test_plan.py",
+    ),
+    Mutant(
         "two learners share a compiled step",
         "ppo_kl/training/engine.py",
         "function.__code__.replace(),",
