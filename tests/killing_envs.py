@@ -1,4 +1,4 @@
-"""Environments that end their process, or fail, as soon as they are stepped."""
+"""Environments that end their process, fail, or print, as soon as they are stepped."""
 
 import os
 
@@ -23,3 +23,11 @@ class Kills(Fails):
 
     def step(self, action):
         os._exit(9)
+
+
+class Prints(Fails):
+    """As libraries do."""
+
+    def step(self, action):
+        os.write(1, b"words\n")
+        return np.zeros(1, np.float32), 1.0, True, False, {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -109,8 +111,24 @@ _busy = threading.Lock()
 
 
 def _run_here(job: Job) -> Result:
-    with _busy:
+    with _busy, _output_in(job.log_file):
         return run(job)
+
+
+@contextlib.contextmanager
+def _output_in(path: Path) -> Iterator[None]:
+    """What a run prints, warnings and whatever libraries write, is in a file of its own: else it would be everywhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 def _in_a_worker() -> None:

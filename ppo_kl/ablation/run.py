@@ -12,9 +12,9 @@ from ppo_kl.ablation.result import EVALUATED_EPISODES, Result, failure_of, resul
 from ppo_kl.errors import PPOKLError
 from ppo_kl.imports import import_modules, import_modules_in
 
-RESULTS, RUNS = "results", "runs"
-"""Folders of a study: what is kept of finished runs, small enough to be committed; and the runs, as TensorBoard reads
-them."""
+RESULTS, RUNS, LOGS = "results", "runs", "logs"
+"""Folders of a study: what is kept of finished runs, small enough to be committed; the runs, as TensorBoard reads them;
+and what they printed."""
 ATTEMPTS = 2
 
 
@@ -34,6 +34,11 @@ class Job(NamedTuple):
         """Named so that TensorBoard groups them: env/arm/seed."""
         point = self.point
         return self.folder / RUNS / as_name(point.env) / as_name(point.arm) / f"seed{point.seed}-{point.id}"
+
+    @property
+    def log_file(self) -> Path:
+        """What it printed, where a process of its own runs it."""
+        return self.folder / LOGS / f"{self.point.name}.log"
 
     @property
     def result_file(self) -> Path:

@@ -121,6 +121,14 @@ def test_a_process_that_dies_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert done["cartpole"]["steps"] == 512
 
 
+def test_what_a_run_prints_is_in_a_file_of_its_own(tmp_path, capfd):
+    planned = plan(tiny(objectives=("clip",), seeds=2, envs=("killing_envs:Prints",)))
+    jobs = jobs_of(planned.points, planned, tmp_path)
+    assert all("error" not in result for _, result in EXECUTORS["local"](jobs, Options(parallel=1)))
+    assert "words" not in "".join(capfd.readouterr())
+    assert [job.log_file.read_text().count("words") > 0 for job in jobs] == [True, True]
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
