@@ -151,12 +151,12 @@ def to_dict(config: Settings) -> dict[str, Any]:
 
 def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
     """The settings that are not the same in both: dotted key -> its value in each; None where one has no such key."""
-    ours, theirs = _flat(one), _flat(other)
+    ours, theirs = flat(one), flat(other)
     pairs = {key: (ours.get(key), theirs.get(key)) for key in ours | theirs}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _flat(config: Settings) -> dict[str, Any]:
+def flat(config: Settings) -> dict[str, Any]:
     """The configuration as dotted key -> value."""
     found: dict[str, Any] = {}
     left: list[tuple[str, Any]] = [("", to_dict(config))]

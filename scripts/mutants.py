@@ -31,9 +31,9 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "a run that failed counts as finished",
-        "ppo_kl/ablation/execute.py",
-        'for key, result in read(folder).items() if "error" not in result}',
-        "for key, result in read(folder).items()}",
+        "ppo_kl/ablation/result.py",
+        'if "error" in result or result["id"] != point.id:',
+        'if result["id"] != point.id:',
         "tests/ablation/test_execute.py::test_a_run_that_fails_is_tried_twice_and_then_told_with_its_error",
     ),
     Mutant(
@@ -51,10 +51,10 @@ MUTANTS = (
         "tests/ablation/test_statistics.py",
     ),
     Mutant(
-        "where a machine's choices lie is part of what a run is",
+        "where a run lies is part of what it is",
         "ppo_kl/ablation/plan.py",
-        '"runs_dir", "runtime.device"',
-        '"runs_dir"',
+        '("objective.name", "runs_dir", ',
+        '("objective.name", ',
         "tests/ablation/test_plan.py",
     ),
     Mutant(

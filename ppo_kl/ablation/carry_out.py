@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ppo_kl.ablation.execute import Executor, Options, jobs_of, missing
 from ppo_kl.ablation.plan import Plan
-from ppo_kl.ablation.result import write
+from ppo_kl.ablation.result import is_of, read, write
 from ppo_kl.ablation.run import RESULTS, Job
 from ppo_kl.diagnostics.rows import METRICS, row_in
 from ppo_kl.training.stopping import Stopped, stop_on_signals
@@ -45,9 +45,13 @@ def carry_out(
 ) -> Outcome:
     """Run what neither the study's own results nor those in `known` have.
 
-    Every result is written as soon as there is one; those in `known` are not copied.
+    Every result is written as soon as there is one.
+
+    Raises:
+        OutputError: a result cannot be written, or read.
     """
-    points = missing(plan, [folder / RESULTS, *known])
+    _take_over(known, plan, folder / RESULTS)
+    points = missing(plan, [folder / RESULTS])
     jobs = jobs_of(points, plan, folder, plugins)
     finished, failed = len(plan.points) - len(points), list[str]()
     if not jobs:
@@ -60,13 +64,22 @@ def carry_out(
                         continue
                     write(result, job.result_file)
                     if "error" in result:
-                        failed.append(f"{job.point.name}: {result['error']}")
+                        failed.append(f"{job.point.name}: {last_line(result['error'])}")
                     else:
                         finished += 1
                     progress.done(job, result.get("return"), failed="error" in result)
         except Stopped:
             return Outcome(finished, failed, int(stop.signal or 0))
     return Outcome(finished, failed, 0)
+
+
+def _take_over(known: Sequence[Path], plan: Plan, results: Path) -> None:
+    """Copy what other folders have of this study: a report is made of one folder."""
+    wanted = {point.id: point for point in missing(plan, [results])}
+    for result in (result for folder in known for result in read(folder)):
+        point = wanted.get(result["id"])
+        if point is not None and is_of(result, point):
+            write(result, results / f"{point.name}.json")
 
 
 class _Shown:
@@ -136,6 +149,12 @@ def _progress(jobs: Sequence[Job], finished: int, total: int, console: Console) 
         finally:
             over.set()
             thread.join()
+
+
+def last_line(error: str) -> str:
+    """Of a traceback, what it says; the whole is in the run's result."""
+    lines = error.strip().splitlines()
+    return lines[-1][:300] if lines else "no reason known"
 
 
 def in_words(seconds: float) -> str:

@@ -23,9 +23,11 @@ ON_PAPER = {INK: "#222222", PAPER: "#ffffff", GRID: "#dddddd"}
 ON_PAGE = {INK: "currentColor", PAPER: "none", GRID: "var(--grid)"}
 COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, "#8C6D31", "#7F7FBF", "#999999", "#B0413E", "#3E7C7B", "#C49C00")
 """Of arms; seen on white and on black."""
-MARKS = "osD^vP<>Xph*"
+MARKS = "osD^vP<>Xph"
+"""One fewer than colours, so that no two of many arms look alike."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "ppo-kl",
     "font.family": "sans-serif",
     "font.size": 11,

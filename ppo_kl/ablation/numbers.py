@@ -22,13 +22,15 @@ class Numbers(NamedTuple):
     scores: Mapping[str, Table]
     """Anchored."""
     aggregates: dict[str, dict[str, Interval]]
-    """Arm -> IQM, mean, optimality gap of the anchored scores; of arms that have runs on every environment."""
+    """Arm -> IQM, mean, optimality gap of the anchored scores, of the seeds that it has on every environment."""
     paper: dict[str, tuple[float, float]]
     """Arm -> mean score where 1 is the best run of each environment, and where it is the best arm's mean."""
     areas: dict[str, Interval]
     """Arm -> IQM of the area under the learning curve, where 1 is the reference arm's."""
     differences: dict[str, Interval]
     """Arm -> its IQM less the reference arm's."""
+    overall: dict[str, Test]
+    """Arm -> whether its mean score differs from the reference arm's, corrected for all arms."""
     improvement: dict[str, Interval]
     """Arm -> probability that a run of it beats one of the reference arm."""
     tests: dict[tuple[str, str], Test]
@@ -47,17 +49,19 @@ class Numbers(NamedTuple):
 def numbers_of(study: Study) -> Numbers:
     """All of them; a minute or so, for the intervals' coverage is simulated."""
     returns, initial = study.table(last100), study.initial()
+    # Where an arm has fewer runs on one environment than on others, that would count for less.
+    complete = study.table(last100, whole=True)
     scale = statistics.scales(returns, initial, statistics.anchored_at(study.reference))
-    scores = statistics.scored(returns, scale)
-    whole = {arm: table for arm, table in scores.items() if table and len(table) == len(scale)}
+    scores = statistics.scored(complete, scale)
+    whole = {arm: table for arm, table in scores.items() if table}
     papers = []
     for best in (statistics.best_run, statistics.best_arm):
-        of_paper = statistics.scored(returns, statistics.scales(returns, initial, best))
-        papers.append({arm: _mean(of_paper[arm]) for arm in whole})
-    areas = study.table(area)
-    of_areas = statistics.scored(areas, statistics.scales(areas, initial, statistics.anchored_at(study.reference)))
+        of_paper = {env: s for env, s in statistics.scales(returns, initial, best).items() if env in scale}
+        papers.append({arm: _mean(table) for arm, table in statistics.scored(complete, of_paper).items()})
     reference = whole.get(study.reference, {})
     others = {arm: table for arm, table in whole.items() if reference and arm != study.reference}
+    overall = {arm: statistics.overall(table, reference) for arm, table in others.items()}
+    corrected = statistics.holm([p for _, p in overall.values()])
     return Numbers(
         returns,
         scale,
@@ -67,8 +71,9 @@ def numbers_of(study: Study) -> Numbers:
             for arm, table in whole.items()
         },
         {arm: (papers[0][arm], papers[1][arm]) for arm in whole},
-        {arm: statistics.interval(of_areas[arm], statistics.iqm) for arm in whole if of_areas[arm]},
+        _areas(study, scale),
         {arm: statistics.difference(table, reference, statistics.iqm) for arm, table in others.items()},
+        {arm: Test(d, p, q) for (arm, (d, p)), q in zip(overall.items(), corrected, strict=True)},
         {arm: statistics.probability_of_improvement(table, reference) for arm, table in others.items()},
         statistics.tests(returns, study.reference) if study.reference in returns else {},
         {arm: statistics.coverage(table, statistics.iqm) for arm, table in whole.items()},
@@ -77,6 +82,17 @@ def numbers_of(study: Study) -> Numbers:
         study.table(lambda result: result["kl"]["tracking_error"]),
         study.table(lambda result: result["kl"]["implied_lambda"]),
     )
+
+
+def _areas(study: Study, scale: Mapping[str, Scale]) -> dict[str, Interval]:
+    """On the same environments as all other scores, or none: with 1 the mean area of the reference arm."""
+    areas = study.table(area, whole=True)
+    reference = areas.get(study.reference, {})
+    if any(env not in reference or reference[env].mean() <= scale[env].zero for env in scale):
+        return {}
+    of_areas = {env: Scale(scale[env].zero, float(reference[env].mean())) for env in scale}
+    scored = statistics.scored(areas, of_areas)
+    return {arm: statistics.interval(table, statistics.iqm) for arm, table in scored.items() if table}
 
 
 def _mean(table: Table) -> float:
@@ -92,11 +108,14 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
         surely = [env for env in study.envs if _sure(numbers.tests.get((arm, env)))]
         up = [env for env in surely if numbers.tests[arm, env].difference > 0]
         down = [env for env in surely if env not in up]
-        bounds = f"[{apart.low:+.2f}, {apart.high:+.2f}]"
-        verdict = "too few runs to say more"
-        if apart.known:
-            verdict = "better" if apart.low > 0 else "worse" if apart.high < 0 else "not to be told apart"
-            verdict = f"difference {apart.estimate:+.2f} {bounds}, {verdict}"
+        test, verdict = numbers.overall[arm], "too few runs to say more"
+        if apart.known and not math.isnan(test.p_holm):
+            word = "not to be told apart"
+            if _sure(test):
+                word = "better" if test.difference > 0 else "worse"
+            verdict = (
+                f"difference {apart.estimate:+.2f} [{apart.low:+.2f}, {apart.high:+.2f}], {word} (p {_p(test.p_holm)})"
+            )
         where = [f"above it on {', '.join(up)}"] if up else []
         where += [f"below it on {', '.join(down)}"] if down else []
         said.append(
@@ -105,6 +124,10 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             f"{'; for sure ' + ' and '.join(where) if where else ''}."
         )
     return said
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _sure(test: Test | None) -> bool:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.ablation import AblationConfig
 from ppo_kl.config.checked import Settings
+from ppo_kl.config.part import Part
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import differing, load_config
+from ppo_kl.load import flat, load_config
 
 COMPILED_FROM = 4_000
 """Gradient steps from which they are compiled: in fewer, the time to compile would not come back. Fixed, not measured:
 the same study shall give the same numbers anywhere, and compiled steps round otherwise than eager ones."""
-ELSEWHERE = ("objective.name", "runs_dir", "runtime.device", "runtime.checkpoint_every", "runtime.keep_checkpoints")
+ELSEWHERE = ("objective.name", "runs_dir", "runtime.checkpoint_every", "runtime.keep_checkpoints")
 """Settings by which two runs are not different ones."""
 
 
@@ -40,18 +41,24 @@ class Point(NamedTuple):
         return ".".join([as_name(self.env), as_name(self.arm), f"seed{self.seed}", self.id])
 
 
+Cell = tuple[str, str, int]
+"""Arm, environment, seed."""
+
+
 class Plan(NamedTuple):
     """All runs of a study, in the order in which they are begun."""
 
     study: AblationConfig
     points: tuple[Point, ...]
+    cells: dict[Cell, str]
+    """What a report reads where: two arms may come to the same run."""
     notices: tuple[str, ...]
     """What of the study was merged or left out, in sentences."""
 
     @property
     def arms(self) -> list[str]:
         """In the study's order."""
-        return list(dict.fromkeys(point.arm for point in self.points))
+        return list(dict.fromkeys(arm for arm, _, _ in self.cells))
 
 
 def plan(study: AblationConfig) -> Plan:
@@ -62,15 +69,18 @@ def plan(study: AblationConfig) -> Plan:
     """
     notices: list[str] = []
     arms = dict(_arms(study, notices))
+    configs = {(env, arm): _config(study, env, arm, changes) for env in study.envs for arm, changes in arms.items()}
     points: dict[str, Point] = {}
+    cells: dict[Cell, str] = {}
     for seed in range(study.first_seed, study.first_seed + study.seeds):
-        for env in study.envs:
-            for arm, changes in arms.items():
-                point = _point(study, env, arm, changes, seed)
-                other = points.setdefault(point.id, point)
-                if other is not point and seed == study.first_seed:
-                    notices.append(f"{arm!r} on {env} is {other.arm!r} once more: run once, as {other.arm!r}")
-    return Plan(study, tuple(points.values()), tuple(notices))
+        for (env, arm), config in configs.items():
+            seeded = dataclasses.replace(config, seed=seed)
+            point = Point(id_of(seeded), arm, env, seed, seeded)
+            other = points.setdefault(point.id, point)
+            cells[arm, env, seed] = point.id
+            if other is not point and seed == study.first_seed:
+                notices.append(f"{arm!r} on {env} is {other.arm!r} once more: run once, as {other.arm!r}")
+    return Plan(study, tuple(points.values()), cells, tuple(notices))
 
 
 def _arms(study: AblationConfig, notices: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,15 +134,16 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _point(study: AblationConfig, env: str, arm: str, changes: Mapping[str, Any], seed: int) -> Point:
+def _config(study: AblationConfig, env: str, arm: str, changes: Mapping[str, Any]) -> TrainConfig:
     settings = {**study.set, **study.for_env.get(env, {}), **changes}
     objective = settings.pop("objective")
+    if "seed" in settings:
+        raise ConfigError(f"{study.name}: seed={settings['seed']!r}: seeds are counted by `seeds` and `first_seed`")
     try:
-        asked = load_config(config=study.config, env=env, objective=objective, overrides={**settings, "seed": seed})
+        asked = load_config(config=study.config, env=env, objective=objective, overrides=settings)
     except ConfigError as error:
         raise ConfigError(f"{study.name}: {arm!r} on {env}: {error}; nothing was run") from error
-    config = _alike_anywhere(asked)
-    return Point(id_of(config), arm, env, seed, config)
+    return _alike_anywhere(asked)
 
 
 def _alike_anywhere(config: TrainConfig) -> TrainConfig:
@@ -142,18 +153,42 @@ def _alike_anywhere(config: TrainConfig) -> TrainConfig:
     compiled = (
         ("on" if steps >= COMPILED_FROM else "off") if config.runtime.compile == "auto" else config.runtime.compile
     )
-    runtime = dataclasses.replace(config.runtime, compile=compiled, workers=config.runtime.num_workers)
+    # Small networks are no faster elsewhere, and a GPU rounds otherwise.
+    device = "cpu" if config.runtime.device == "auto" else config.runtime.device
+    workers = config.runtime.num_workers
+    runtime = dataclasses.replace(config.runtime, device=device, compile=compiled, workers=workers)
     return dataclasses.replace(config, runtime=runtime)
 
 
 def id_of(config: TrainConfig) -> str:
     """Ten digits that two runs share where every setting that matters is the same.
 
-    Settings at their defaults have no part in it, so that a new one does not make old results those of other runs.
+    Settings at the defaults of their own group have no part in it, so that a new one does not make old results those of
+    other runs. Where a default has changed since, `settings_of` tells them apart; see `ppo_kl.ablation.result`.
     """
-    settings = {key: ours for key, (ours, _) in differing(config, TrainConfig()).items() if key not in ELSEWHERE}
-    text = json.dumps(settings, sort_keys=True, default=str)
+    text = json.dumps(_chosen(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _chosen(config: Settings, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of what is not at its default, and the kind of every part."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if isinstance(value, Settings):
+            found |= {f"{key}.kind": value.kind} if isinstance(value, Part) else {}
+            found |= _chosen(value, f"{key}.")
+            continue
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if value != default and key not in ELSEWHERE:
+            found[key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """All settings that matter, by dotted key."""
+    return {key: value for key, value in flat(config).items() if key not in ELSEWHERE}
 
 
 def as_name(text: str) -> str:

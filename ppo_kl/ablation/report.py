@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 
 from ppo_kl.ablation import figures
+from ppo_kl.ablation.carry_out import last_line
 from ppo_kl.ablation.numbers import Numbers, headline, numbers_of
 from ppo_kl.ablation.statistics import AGGREGATES, LEVEL, Interval
 from ppo_kl.ablation.study import Study, csv_of, read_study
 from ppo_kl.atomic import write_atomically
+from ppo_kl.errors import OutputError
 
 PAGE, SUMMARY, CSV, FIGURES = "report.html", "report.md", "results.csv", "figures"
 
@@ -47,9 +50,16 @@ def write_report(folder: Path, into: Path | None = None) -> list[Path]:
     """
     study = read_study(folder)
     numbers = numbers_of(study)
-    into = folder if into is None else into
-    (into / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = figures.drawn(study, numbers)
+    into = folder if into is None else into
+    try:
+        return _written(study, numbers, drawn, into)
+    except OSError as error:
+        raise OutputError(f"{into}: the report cannot be written: {error}; name another folder with --into") from error
+
+
+def _written(study: Study, numbers: Numbers, drawn: dict[str, tuple[str, str]], into: Path) -> list[Path]:
+    (into / FIGURES).mkdir(parents=True, exist_ok=True)
     written = [into / PAGE, into / SUMMARY, into / CSV]
     _write(into / PAGE, page_of(study, numbers, drawn))
     _write(into / SUMMARY, summary_of(study, numbers, drawn))
@@ -148,7 +158,9 @@ def _by_environment(study: Study, numbers: Numbers) -> Section:
             cells.append("missing" if x is None else f"{_number(float(x.mean()))}{spread} ({len(x)})")
         rows.append([arm, *cells])
     initial = study.initial()
-    rows.append(["initial policy", *(_number(initial[env]) if env in initial else "–" for env in study.envs)])
+    rows.append(
+        ["initial policy", *(_number(float(initial[env].mean())) if env in initial else "–" for env in study.envs)]
+    )
     note = "Return of the last 100 training episodes, mean ± standard deviation over runs, in brackets their number."
     return Section("Returns", note, ["arm", *study.envs], rows)
 
@@ -169,7 +181,7 @@ def _kl(study: Study, numbers: Numbers) -> Section:
             kl, error, implied = (table[arm].get(env) for table in (numbers.kl, numbers.tracking, numbers.implied))
             cell = "–" if kl is None else f"{float(kl.mean()):.3g}"
             cell += "" if error is None else f", off by {math.expm1(float(error.mean())):.0%}"
-            cells.append(cell + ("" if implied is None else f", λ {float(_median(implied)):.2g}"))
+            cells.append(cell + ("" if implied is None else f", λ {float(np.median(implied)):.2g}"))
         rows.append([arm, *cells])
     note = (
         "Median exact KL of an update in nats, mean over runs; how far it is off its target on (geometric) average, "
@@ -179,10 +191,6 @@ def _kl(study: Study, numbers: Numbers) -> Section:
     return Section("KL", note, ["arm", *study.envs], rows)
 
 
-def _median(x: Any) -> Any:
-    return sorted(x)[len(x) // 2]
-
-
 def trust(study: Study, numbers: Numbers) -> list[str]:
     """What can be seen with this many runs, and what cannot."""
     counts = Counter(len(study.of(arm, env)) for arm in study.arms for env in study.envs)
@@ -190,26 +198,29 @@ def trust(study: Study, numbers: Numbers) -> list[str]:
     if math.isfinite(numbers.detectable):
         lines.append(
             f"Power: a difference of {numbers.detectable:.3f} between two arms' mean scores would be found in four of "
-            "five such studies; smaller ones can only be ranked."
+            "five such studies, without a correction; smaller ones can only be ranked."
         )
     if known := [x for x in numbers.coverage.values() if not math.isnan(x)]:
         low, high = min(known), max(known)
         lines.append(
-            f"The {LEVEL:.0%} intervals hold the truth in {low:.0%} to {high:.0%} of made-up studies of this size."
+            f"The {LEVEL:.0%} intervals of the IQM hold the truth in {low:.0%} to {high:.0%} of made-up studies of "
+            "this size. Verdicts rest on Welch's test of the mean scores, with Holm's correction for all arms."
         )
-    left = [env for env in study.envs if env not in numbers.scale]
-    if left:
-        why = f"{study.reference!r} did not get beyond the initial policy there"
-        lines.append(f"In no score, for {why}: {', '.join(left)}.")
-    part = [arm for arm in study.arms if arm not in numbers.aggregates]
-    if part:
-        lines.append(f"In no aggregate, for they have no run on some environment: {', '.join(part)}.")
-    lines += [
-        f"Failed: {result['arm']} on {result['env']}, seed {result['seed']}: {_line(result['error'])}"
-        for result in study.failures
-    ]
+    for env in study.envs:
+        if env not in numbers.scale:
+            there = study.of(study.reference, env)
+            why = "did not get clearly beyond the initial policy there" if there else "has no run there"
+            lines.append(f"{env} is in no score: {study.reference!r} {why}.")
+    for arm in study.arms:
+        seeds, runs = study.seeds_of(arm), max(len(study.of(arm, env)) for env in study.envs)
+        if len(seeds) < runs:
+            used = f"{len(seeds)} of {runs} seeds" if seeds else "no seed"
+            lines.append(f"{arm}: {used} on every environment; the others are in the tables, but in no aggregate.")
+    lines += study.remarks
+    for result in study.failures:
+        lines.append(f"Failed: {result['arm']} on {result['env']}, seed {result['seed']}: {last_line(result['error'])}")
     if study.missing:
-        shown = ", ".join(study.missing[:10])
+        shown = "; ".join(study.missing[:10])
         lines.append(f"Missing: {shown}{' and others' if len(study.missing) > 10 else ''}.")
     return lines
 
@@ -226,10 +237,6 @@ def provenance(study: Study) -> list[str]:
 
 def _plain(value: Any) -> str:
     return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _line(error: str) -> str:
-    return error.strip().splitlines()[-1][:300] if error.strip() else "no reason known"
 
 
 def _interval(found: Interval | None) -> str:

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ppo_kl.ablation.plan import Point, id_of
+from ppo_kl.ablation.plan import Point, id_of, settings_of
 from ppo_kl.atomic import write_atomically
-from ppo_kl.config import TrainConfig
 from ppo_kl.diagnostics.history import Column, History, config_of, read_history
 from ppo_kl.errors import OutputError
-from ppo_kl.load import differing
 
 POINTS = 50
 """Of a learning curve."""
@@ -22,8 +20,25 @@ INITIAL_EPISODES = 100
 """Of the initial policy on an environment, shared out over the seeds."""
 EVALUATED_EPISODES = 10
 """With the most likely actions, after training."""
+SMALLEST = 1e-6
+"""Of a KL's share of its target."""
 DIGITS = 6
 """Significant ones."""
+
+FINISHED = (
+    "return",
+    "initial",
+    "evaluated",
+    "curve",
+    "kl",
+    "settings",
+    "seconds",
+    "steps",
+    "versions",
+    "commit",
+    "end",
+)
+"""What the result of a finished run has beside its name."""
 
 Result = dict[str, Any]
 
@@ -55,21 +70,20 @@ def result_of(point: Point, folder: Path, initial: list[float], evaluated: list[
             "env_id": config.env.id,
             "objective": config.objective.name,
             "seed": point.seed,
-            "settings": {key: ours for key, (ours, _) in sorted(differing(config, TrainConfig()).items())},
             "steps": done["steps"],
             "seconds": done["seconds"],
             "return": done["return_last100"],
             "initial": initial,
             "evaluated": evaluated,
             "curve": _curve(history, config.total_steps),
-            "kl": _kl(history, target_of(config)),
+            "kl": _kl(history),
             "versions": metadata["versions"],
             "commit": metadata["commit"],
             "hardware": metadata["hardware"],
             "end": metadata["end"],
         }
     )
-    return result
+    return result | {"settings": settings_of(config)}
 
 
 def result_of_run(folder: Path) -> Result | None:
@@ -86,34 +100,46 @@ def failure_of(point: Point, error: str) -> Result:
     return {"id": point.id, "arm": point.arm, "env": point.env, "seed": point.seed, "error": error}
 
 
-def target_of(config: TrainConfig) -> float | None:
-    """The KL that a run's controller aims at; none where it aims at none."""
-    return getattr(config.objective.controller, "kl_target", None)
-
-
 def write(result: Result, path: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     text = json.dumps(result, separators=(",", ":")) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}; the run itself is kept, and read next time") from error
 
 
-def read(folder: Path) -> dict[str, Result]:
-    """The results in a folder, by id; of two with one id the finished one.
+def read(folder: Path) -> list[Result]:
+    """The results in a folder, finished and failed ones.
 
     Raises:
         OutputError: a file is none.
     """
-    found: dict[str, Result] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            key = result["id"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path}: not the result of a run ({error!r}); put it right, or take it away") from error
-        if key not in found or "error" in found[key]:
-            found[key] = result
-    return found
+    return [_read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _read(path: Path) -> Result:
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        wanted = ("id", "arm", "env", "seed")
+        for name in wanted if "error" in result else (*wanted, *FINISHED):
+            result[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: not the result of a run ({error!r}); put it right, or take it away") from error
+    return result
+
+
+def is_of(result: Result, point: Point) -> bool:
+    """Whether a result is a finished one of the point; a setting whose default has changed since tells them apart."""
+    if "error" in result or result["id"] != point.id:
+        return False
+    wanted = json.loads(json.dumps(settings_of(point.config)))
+    return all(wanted[key] == value for key, value in result["settings"].items() if key in wanted)
 
 
 def _curve(history: History, total_steps: int) -> dict[str, list[float | None]]:
@@ -131,18 +157,20 @@ def _curve(history: History, total_steps: int) -> dict[str, list[float | None]]:
     return curve
 
 
-def _kl(history: History, target: float | None) -> dict[str, float | None]:
+def _kl(history: History) -> dict[str, float | None]:
     """What the updates did to the policy, by exact forward KL of each."""
-    kl, controlled = history.column("kl/forward"), history.column("kl/controlled")
+    kl, ratio = history.column("kl/forward"), history.column("kl/target_ratio")
     finite = kl[np.isfinite(kl)]
-    positive = controlled[np.isfinite(controlled) & (controlled > 0)]
-    error = None if target is None or not len(positive) else float(np.abs(np.log(positive / target)).mean())
+    # Rounding may leave an update that hardly moved with a KL of 0 or below: as far off as can be told.
+    off = np.abs(np.log(np.maximum(ratio[np.isfinite(ratio)], SMALLEST)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        target = history.column("kl/controlled") / ratio
     return {
         "mean": float(finite.mean()) if len(finite) else None,
         "median": _median(kl),
         "p95": float(np.quantile(finite, 0.95)) if len(finite) else None,
-        "target": target,
-        "tracking_error": error,
+        "target": _median(target),
+        "tracking_error": float(off.mean()) if len(off) else None,
         "lambda": _median(history.column("penalty/lambda")),
         "implied_lambda": _median(history.column("penalty/implied_lambda")),
     }

@@ -155,7 +155,8 @@ def welch(x: Scores, y: Scores) -> tuple[float, float]:
     difference = float(x.mean() - y.mean())
     if min(len(x), len(y)) < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
         return difference, math.nan
-    return difference, float(stats.ttest_ind(x, y, equal_var=False).pvalue)
+    moments = (moment for scores in (x, y) for moment in (scores.mean(), scores.std(ddof=1), len(scores)))
+    return difference, float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -180,6 +181,23 @@ def tests(arms: Mapping[str, Table], reference: str) -> dict[tuple[str, str], Te
     found = [welch(arms[arm][env], arms[reference][env]) for arm, env in pairs]
     corrected = holm([p for _, p in found])
     return {pair: Test(d, p, q) for pair, (d, p), q in zip(pairs, found, corrected, strict=True)}
+
+
+def overall(x: Table, y: Table) -> tuple[float, float]:
+    """Difference of the mean scores over environments, each of which counts alike, and two-sided p of Welch's test.
+
+    t = Σ_e (x̄ − ȳ) / √(Σ_e s²_x/n_x + s²_y/n_y), with Welch and Satterthwaite's degrees of freedom; NaN where a single
+    run, or no spread, allows no test.
+    """
+    parts = [
+        (scores.var(ddof=1) / len(scores), len(scores) - 1) for t in (x, y) for scores in t.values() if len(scores) > 1
+    ]
+    apart = float(sum(x[env].mean() - y[env].mean() for env in x)) / len(x)
+    variance = sum(v for v, _ in parts)
+    if len(parts) < 2 * len(x) or variance == 0:
+        return apart, math.nan
+    freedom = variance**2 / sum(v**2 / f for v, f in parts)
+    return apart, float(2 * stats.t.sf(abs(apart * len(x)) / math.sqrt(variance), freedom))
 
 
 # --- how far to trust them --------------------------------------------------------------------------------------------
@@ -237,20 +255,25 @@ class Scale(NamedTuple):
 
 
 def scales(
-    returns: Mapping[str, Table], initial: Mapping[str, float], best: Callable[[Mapping[str, Scores]], float]
+    returns: Mapping[str, Table], initial: Mapping[str, Scores], best: Callable[[Mapping[str, Scores]], float]
 ) -> dict[str, Scale]:
-    """Environment -> scale: 0 is the initial policy, 1 what `best` makes of all arms' returns there.
+    """Environment -> scale: 0 is the initial policy's mean return, 1 what `best` makes of all arms' returns there.
 
-    Environments on which 1 would not lie above 0 have none: nobody learned anything there.
+    Environments on which 1 would not lie above 0, by more than chance may have done it, have none: what is divided by
+    next to nothing would outweigh all others.
     """
     envs = dict.fromkeys(env for table in returns.values() for env in table)
     found = {}
     for env in envs:
-        there = {arm: table[env] for arm, table in returns.items() if env in table}
-        one = best(there)
-        if env in initial and one > initial[env]:
-            found[env] = Scale(initial[env], one)
+        one = best({arm: table[env] for arm, table in returns.items() if env in table})
+        if env in initial and one > initial[env].mean() + 3 * _error(initial[env]):
+            found[env] = Scale(float(initial[env].mean()), one)
     return found
+
+
+def _error(x: Scores) -> float:
+    """Standard error of a mean; 0 where a single number has none."""
+    return float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
 
 
 def best_run(there: Mapping[str, Scores]) -> float:

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppo_kl.ablation.plan import plan
+from ppo_kl.ablation.plan import Plan
 from ppo_kl.ablation.result import Result, read, result_of_run
 from ppo_kl.ablation.run import RESULTS, RUNS
-from ppo_kl.ablation.statistics import Table
+from ppo_kl.ablation.statistics import Scores, Table
 from ppo_kl.diagnostics.history import runs_below
-from ppo_kl.errors import ConfigError
-from ppo_kl.load import load_study
+from ppo_kl.errors import ConfigError, OutputError
 
-STUDY = "study.yaml"
+PLAN = "plan.json"
+"""Which run is to be found where, in a study's folder."""
 
 
 class Study(NamedTuple):
@@ -31,34 +31,50 @@ class Study(NamedTuple):
     reference: str
     """The arm that others are held against."""
     results: list[Result]
-    """Of the finished runs."""
+    """Of the finished runs, by arm, environment and seed."""
     failures: list[Result]
     missing: list[str]
-    """Names of the runs that are planned and have no result."""
+    """Names of the runs that are planned and have no result, or have not come to their end."""
+    remarks: list[str]
+    """What else is to be known, in sentences."""
 
     def of(self, arm: str, env: str) -> list[Result]:
         """The finished runs of an arm on an environment, by seed."""
         return [result for result in self.results if (result["arm"], result["env"]) == (arm, env)]
 
-    def table(self, number: Callable[[Result], float | None]) -> dict[str, Table]:
-        """A number of every run, by arm and environment; runs that have none are left out."""
+    def table(self, number: Callable[[Result], float | None], whole: bool = False) -> dict[str, Table]:
+        """A number of every run, by arm and environment; runs that have none are left out.
+
+        Args:
+            number: of a run.
+            whole: only the seeds that an arm has on every environment, so that each of these counts alike.
+        """
         found: dict[str, Table] = {}
         for arm in self.arms:
-            columns = {env: [number(result) for result in self.of(arm, env)] for env in self.envs}
-            known = {env: np.array([x for x in column if x is not None], float) for env, column in columns.items()}
+            seeds = self.seeds_of(arm)
+            kept = {
+                env: [number(result) for result in self.of(arm, env) if not whole or result["seed"] in seeds]
+                for env in self.envs
+            }
+            known = {env: np.array([x for x in column if x is not None], float) for env, column in kept.items()}
             found[arm] = {env: x for env, x in known.items() if len(x)}
         return found
 
-    def initial(self) -> dict[str, float]:
-        """Mean return of the initial policy, by environment; its first returns where nobody played it."""
-        means = {}
+    def seeds_of(self, arm: str) -> set[int]:
+        """Those with which an arm has a score on every environment."""
+        seeds = [{r["seed"] for r in self.of(arm, env) if last100(r) is not None} for env in self.envs]
+        return set.intersection(*seeds) if seeds else set()
+
+    def initial(self) -> dict[str, Scores]:
+        """Returns of the initial policy, by environment; the first ones of each run where nobody played it."""
+        found = {}
         for env in self.envs:
             mine = [result for result in self.results if result["env"] == env]
             returns = [x for result in mine for x in result["initial"]]
             first = [known[0] for result in mine if (known := [x for x in result["curve"]["return"] if x is not None])]
             if returns or first:
-                means[env] = float(np.mean(returns or first))
-        return means
+                found[env] = np.array(returns or first, float)
+        return found
 
 
 def last100(result: Result) -> float | None:
@@ -91,49 +107,138 @@ def curve(result: Result) -> tuple[list[float], list[float]] | None:
     return None if returns is None else (result["curve"]["steps"], returns)
 
 
+def plan_as_json(planned: Plan) -> str:
+    """What a report needs of a plan: it is read anywhere, also where the study's files and plug-ins are not."""
+    study = planned.study
+    cells = [[*cell, key] for cell, key in planned.cells.items()]
+    return json.dumps({"name": study.name, "reference": study.reference, "envs": study.envs, "cells": cells}) + "\n"
+
+
 def read_study(folder: Path) -> Study:
     """The study in a folder, finished or not; or one of whatever runs lie in it.
 
     Raises:
         ConfigError: there is nothing in it.
-        OutputError: a file in it is no result.
+        OutputError: a file in it is no result, or no plan.
     """
-    results = read(folder / RESULTS) if (folder / RESULTS).is_dir() else {}
-    planned = plan(load_study(str(folder / STUDY))) if (folder / STUDY).is_file() else None
-    if planned is None and not results:
-        results = {found["id"]: found for run in runs_below(folder) if (found := result_of_run(run)) is not None}
-    finished = [result for result in results.values() if "error" not in result]
-    if not finished:
+    results = read(folder / RESULTS) if (folder / RESULTS).is_dir() else []
+    if (folder / PLAN).is_file():
+        study = _planned(folder, results)
+    elif results:
+        study = _found(folder.resolve().name, results, [])
+    else:
+        study = _by_hand(folder)
+    if not study.results:
         raise ConfigError(
             f"{folder}: no finished run, neither in {RESULTS}/ nor as a run folder below it; name a study's folder, as "
             f"{RUNS}/ablation/NAME, or one that holds runs"
         )
-    order = list(dict.fromkeys([*(planned.arms if planned else []), *sorted(result["arm"] for result in finished)]))
-    arms = [arm for arm in order if any(result["arm"] == arm for result in finished)]
-    wanted = planned.study.envs if planned else ()
-    envs = list(dict.fromkeys([*wanted, *sorted(result["env"] for result in finished)]))
-    reference = planned.study.reference if planned else "clip"
-    known = {result["id"] for result in finished}
-    return Study(
-        planned.study.name if planned else folder.resolve().name,
-        arms,
-        [env for env in envs if any(result["env"] == env for result in finished)],
-        reference if reference in arms else arms[0],
-        sorted(finished, key=lambda result: (result["arm"], result["env"], result["seed"])),
-        [result for result in results.values() if "error" in result],
-        [point.name for point in planned.points if point.id not in known] if planned else [],
+    return study
+
+
+def _planned(folder: Path, results: list[Result]) -> Study:
+    """By its plan: that alone says which run is of which arm."""
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        cells = {(arm, env, seed): key for arm, env, seed, key in plan["cells"]}
+        name, reference, envs = plan["name"], plan["reference"], plan["envs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{folder / PLAN}: not the plan of a study ({error!r}); run `ppo-kl ablate` again") from error
+    by_id = {result["id"]: result for result in sorted(results, key=lambda result: "error" not in result)}
+    there = {cell: by_id[key] | dict(zip(CELL, cell, strict=True)) for cell, key in cells.items() if key in by_id}
+    known = set(cells.values())
+    remarks = []
+    if strangers := sorted({result["id"] for result in results} - known):
+        remarks.append(f"Results that are not of this study, and have no part in it: {', '.join(strangers)}.")
+    gone = [f"{arm} on {env}, seed {seed}" for arm, env, seed in cells if (arm, env, seed) not in there]
+    arms = list(dict.fromkeys(arm for arm, _, _ in cells))
+    return _study(name, arms, envs, reference, list(there.values()), gone, remarks)
+
+
+CELL = ("arm", "env", "seed")
+
+
+def _found(name: str, results: list[Result], missing: list[str]) -> Study:
+    """By what the results say of themselves."""
+    arms, envs = (sorted({result[key] for result in results}) for key in ("arm", "env"))
+    return _study(name, arms, envs, "clip", results, missing, [])
+
+
+def _by_hand(folder: Path) -> Study:
+    """Of runs made by hand: an arm for each objective, and for each of the settings in which its runs differ."""
+    runs = {run: _result_of(run) for run in runs_below(folder)}
+    done = [result for result in runs.values() if result is not None]
+    for objective, env in {(result["objective"], result["env"]) for result in done}:
+        mine = [result for result in done if (result["objective"], result["env"]) == (objective, env)]
+        for key in varying(mine):
+            for result in mine:
+                result["arm"] += f" {key.rpartition('.')[2]}={result['settings'].get(key)}"
+    return _found(
+        folder.resolve().name, done, [f"{run} (not finished, or damaged)" for run, result in runs.items() if not result]
     )
 
 
+def _result_of(run: Path) -> Result | None:
+    try:
+        return result_of_run(run)
+    except (ConfigError, OutputError):  # damaged
+        return None
+
+
+def varying(results: list[Result]) -> list[str]:
+    """The settings, but for the seed, in which runs differ."""
+    keys = dict.fromkeys(key for result in results for key in result["settings"] if key != "seed")
+    return [key for key in keys if len({json.dumps(result["settings"].get(key)) for result in results}) > 1]
+
+
+def _study(
+    name: str,
+    arms: list[str],
+    envs: list[str],
+    reference: str,
+    results: list[Result],
+    missing: list[str],
+    remarks: list[str],
+) -> Study:
+    finished = sorted(
+        (result for result in results if "error" not in result),
+        key=lambda result: (arms.index(result["arm"]), envs.index(result["env"]), result["seed"]),
+    )
+    with_runs = [arm for arm in arms if any(result["arm"] == arm for result in finished)]
+    if reference not in with_runs and with_runs:
+        remarks = [*remarks, f"There is no finished run of {reference!r}: {with_runs[0]!r} is the reference."]
+        reference = with_runs[0]
+    silent = [f"{r['arm']} on {r['env']}, seed {r['seed']}" for r in finished if last100(r) is None]
+    if silent:
+        remarks = [*remarks, f"No episode ended, so that there is no score: {'; '.join(silent)}."]
+    played = [env for env in envs if any(result["env"] == env for result in finished)]
+    failures = [result for result in results if "error" in result]
+    return Study(name, with_runs, played, reference, finished, failures, missing, remarks)
+
+
+KLS = ("mean", "median", "p95", "target", "tracking_error", "lambda", "implied_lambda")
+
+
 def csv_of(study: Study) -> list[list[str]]:
-    """A row for each finished run, below a head: every number of a report comes from these and the curves."""
-    head = ["id", "arm", "env", "seed", "steps", "return", "area", "initial", "evaluated", "seconds"]
-    kls = ["mean", "median", "p95", "target", "tracking_error", "lambda", "implied_lambda"]
-    rows = [[*head, *(f"kl_{name}" if "lambda" not in name else name for name in kls), "settings"]]
+    """A row for each run below a head: every number of a report comes from these and the curves."""
+    differ = varying(study.results)
+    head = ["id", "arm", "env", "seed", "state", "steps", "return", "area", "initial", "evaluated", "seconds"]
+    head += [f"kl_{name}" if "lambda" not in name else name for name in KLS]
+    rows = [[*head, "commit", "torch", "end", *differ]]
     for result in study.results:
         means = [float(np.mean(result[key])) if result[key] else None for key in ("initial", "evaluated")]
-        values = [*(result[key] for key in head[:6]), area(result), *means, result["seconds"]]
-        values += [result["kl"][name] for name in kls]
-        rows.append([*("" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)])
-        rows[-1].append(json.dumps(result["settings"]))
+        values = [
+            *(result[key] for key in head[:4]),
+            "finished",
+            result["steps"],
+            last100(result),
+            area(result),
+            *means,
+        ]
+        values += [result["seconds"], *(result["kl"][name] for name in KLS)]
+        values += [result["commit"], result["versions"].get("torch"), result["end"]]
+        values += [result["settings"].get(key) for key in differ]
+        rows.append(["" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in values])
+    for result in study.failures:
+        rows.append([*(str(result[key]) for key in head[:4]), "failed", *[""] * (len(rows[0]) - 5)])
     return rows

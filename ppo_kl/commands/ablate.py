@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ppo_kl.commands import report
 from ppo_kl.config.ablation import AblationConfig
-from ppo_kl.errors import ConfigError
+from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.imports import import_modules
 from ppo_kl.load import load_study, to_yaml, value_of
 
@@ -55,6 +55,8 @@ def ablate(
         dry_run: show what would be run, and about how long that takes.
         plugin: a module to import first, once or more.
     """
+    if parallel is not None and parallel < 1:
+        raise ConfigError(f"--parallel={parallel}: allowed: >= 1")
     import_modules(plugin, "--plugin")
     study = _study(config, env, objective, seeds, set, name)
     from ppo_kl.ablation.plan import plan
@@ -66,17 +68,23 @@ def ablate(
     folder = Path("runs") / "ablation" / study.name if folder is None else folder
     from ppo_kl.ablation.execute import EXECUTORS, Options, missing
     from ppo_kl.ablation.run import RESULTS
+    from ppo_kl.ablation.study import PLAN, plan_as_json
 
+    known = tuple(map(_results_in, known))
     if dry_run:
         _show(planned, missing(planned, [folder / RESULTS, *known]), parallel, console)
         return 0
     from ppo_kl.ablation.carry_out import carry_out
     from ppo_kl.training import run_folder
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--folder {folder}: cannot be made: {error}; nothing was run") from error
     options = Options(parallel, address, tuple((key, value_of(value)) for key, value in map(_pair, slurm)))
     with run_folder.claimed(folder):
         run_folder.write_text(folder / "study.yaml", to_yaml(study))
+        run_folder.write_text(folder / PLAN, plan_as_json(planned))
         outcome = carry_out(planned, folder, EXECUTORS[executor], options, known, plugin, console)
     for line in outcome.failed:
         console.print(f"ppo-kl: failed twice: {line}", markup=False, soft_wrap=True)
@@ -88,8 +96,11 @@ def ablate(
         soft_wrap=True,
     )
     if outcome.finished and not outcome.signal:
-        console.print(f"Report: {report.make(folder)}", markup=False, soft_wrap=True)
-    return 128 + outcome.signal if outcome.signal else 1 if outcome.failed else 0
+        try:
+            console.print(f"Report: {report.make(folder)}", markup=False, soft_wrap=True)
+        except ConfigError as error:  # without its extra, which training needs not
+            console.print(f"ppo-kl: notice: no report: {error}", markup=False, soft_wrap=True)
+    return 128 + outcome.signal if outcome.signal else 1 if left else 0
 
 
 def _study(
@@ -115,20 +126,43 @@ def _study(
     base = None if config is None else load_study(config)
     fixed = {} if base is None else dict(base.set)
     grid = {} if base is None else dict(base.grid)
+    arms, for_env = (
+        {k: dict(v) for k, v in part.items()} for part in (({}, {}) if base is None else (base.arms, base.for_env))
+    )
+    elsewhere = [*arms.values(), *for_env.values()]
     for key, text in map(_pair, changed):
-        values = tuple(map(value_of, text.split(","))) if not text.startswith("[") else (value_of(text),)
-        fixed.pop(key, None)
-        grid.pop(key, None)
-        if len(values) > 1:
+        values = tuple(map(_value, text.split(","))) if not text.startswith("[") else (_value(text),)
+        if key == "seed":
+            raise ConfigError(f"--set {key}={text}: seeds are counted by --seeds")
+        for settings in (fixed, grid, *elsewhere):
+            settings.pop(key, None)
+        # Of an objective's settings one value too is for the arms that have it.
+        if len(values) > 1 or key.startswith("objective."):
             grid[key] = values
         else:
             fixed[key] = values[0]
     given |= {"set": fixed, "grid": grid}
     if base is None:
         return AblationConfig(**given)
-    if "envs" in given:
-        given["for_env"] = {known: settings for known, settings in base.for_env.items() if known in given["envs"]}
-    return dataclasses.replace(base, **given)
+    envs = given.get("envs", base.envs)
+    given["for_env"] = {env: settings for env, settings in for_env.items() if env in envs}
+    return dataclasses.replace(base, **{"arms": arms, **given})
+
+
+def _value(text: str) -> Any:
+    """What a word of --set means; 1e5 is a whole number too."""
+    value = value_of(text)
+    return int(value) if isinstance(value, float) and value.is_integer() and "." not in text else value
+
+
+def _results_in(folder: Path) -> Path:
+    """A folder of results, or that of the study which has it."""
+    from ppo_kl.ablation.run import RESULTS
+
+    found = folder / RESULTS if (folder / RESULTS).is_dir() else folder
+    if not any(found.glob("*.json")):
+        raise ConfigError(f"--known {folder}: there are no results in it; name a study's folder, or its {RESULTS}")
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

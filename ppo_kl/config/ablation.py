@@ -42,6 +42,9 @@ class AblationConfig(Settings):
             raise ConfigError("envs=(): name at least one environment", "envs")
         if not self.objectives and not self.arms:
             raise ConfigError("objectives=(): name at least one objective, or give arms", "objectives")
+        for key, names in (("envs", self.envs), ("objectives", self.objectives)):
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise ConfigError(f"{key}: {twice[0]!r} is named twice", key)
         for name in self.for_env:
             if name not in self.envs:
                 raise ConfigError(f"for_env.{name}: not one of envs, {', '.join(self.envs)}", "for_env")

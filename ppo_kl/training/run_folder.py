@@ -43,7 +43,7 @@ def create(config: TrainConfig, folder: Path | None = None) -> Path:
             parent.mkdir(parents=True, exist_ok=True)
             made = _first_free(parent, f"seed{config.seed}")
         else:
-            made = folder
+            made = Path(folder)
             made.mkdir(parents=True)
         try:
             (made / "checkpoints").mkdir()

@@ -14,13 +14,14 @@ from ppo_kl.ablation.execute import EXECUTORS, Options, jobs_of, missing
 from ppo_kl.ablation.plan import plan
 from ppo_kl.ablation.result import read
 from ppo_kl.ablation.run import RESULTS, Job, run
+from ppo_kl.cli import main
 from ppo_kl.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 def results_in(folder):
-    return {key: numbers_in(result) for key, result in read(folder / RESULTS).items()}
+    return {result["id"]: numbers_in(result) for result in read(folder / RESULTS)}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def reference(tmp_path_factory):
 
 
 def test_a_result_has_what_a_report_needs(reference):
-    for result in read(reference / RESULTS).values():
+    for result in read(reference / RESULTS):
         assert result["steps"] == 512
         assert len(result["initial"]) == 50  # a hundred over two seeds
         assert len(result["evaluated"]) == 10
@@ -50,8 +51,13 @@ def test_a_result_has_what_a_report_needs(reference):
 
 
 def test_the_initial_policy_is_not_the_trained_one(reference):
-    for result in read(reference / RESULTS).values():
-        assert sum(result["initial"]) / 50 == pytest.approx(22, abs=8)  # CartPole at random
+    # The same for every objective, which has no part in it: CartPole at random.
+    by_seed = {}
+    for result in read(reference / RESULTS):
+        by_seed.setdefault(result["seed"], []).append(result["initial"])
+        assert sum(result["initial"]) / 50 == pytest.approx(22, abs=4)
+    assert all(clip == kl for clip, kl in by_seed.values())
+    assert by_seed[0] != by_seed[1]
 
 
 class EndsAfterTwo:
@@ -114,11 +120,12 @@ def test_every_executor_gives_the_same_results(executor, reference, tmp_path):
 
 
 def test_a_process_that_dies_is_tried_once_more_and_the_others_go_on(tmp_path):
-    planned = plan(tiny(objectives=("clip",), seeds=1, envs=("cartpole", "killing_envs:Kills")))
+    planned = plan(tiny(objectives=("clip",), seeds=2, envs=("killing_envs:Kills", "cartpole")))
     jobs = jobs_of(planned.points, planned, tmp_path)
-    done = {job.point.env: result for job, result in EXECUTORS["local"](jobs, Options(parallel=1))}
-    assert "died twice" in done["killing_envs:Kills"]["error"]
-    assert done["cartpole"]["steps"] == 512
+    done = {(job.point.env, job.point.seed): r for job, r in EXECUTORS["local"](jobs, Options(parallel=2))}
+    for seed in (0, 1):
+        assert "died twice" in done["killing_envs:Kills", seed]["error"]
+        assert done["cartpole", seed]["steps"] == 512
 
 
 def test_what_a_run_prints_is_in_a_file_of_its_own(tmp_path, capfd):
@@ -148,11 +155,78 @@ def test_killed_half_way_and_run_again_it_gives_the_same_results(number, referen
     killed.communicate(timeout=60)
     assert killed.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert len(results_in(tmp_path)) < 4
-    time.sleep(1)  # the workers notice that nobody is there any more
     again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr
     assert results_in(tmp_path) == results_in(reference)
     assert "4 of 4 runs are finished" in again.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_waits_is_not_begun_once_it_is_told_to_stop(number, tmp_path):
+    settings = ["--set=total_steps=2000000", *(f"--set={key}={x}" for key, x in TINY.items() if key != "total_steps")]
+    study = [
+        sys.executable,
+        "-m",
+        "ppo_kl",
+        "ablate",
+        "--objective",
+        "clip",
+        "--seeds",
+        "6",
+        "--parallel",
+        "1",
+        *settings,
+    ]
+    told = subprocess.Popen(
+        [*study, "--folder", str(tmp_path)], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while not any((tmp_path / "runs").rglob("metrics.jsonl")) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(told.pid, number)
+    out, _ = told.communicate(timeout=60)
+    assert told.returncode == 128 + number
+    assert "0 of 6 runs are finished; the same command runs the 6 that are missing" in out
+    runs = sorted((tmp_path / "runs").rglob("metadata.json"))
+    assert len(runs) == 1
+    assert json.loads(runs[0].read_text())["exit_status"] == 143  # saved
+    assert list(runs[0].parent.glob("checkpoints/*.pt"))
+
+
+def test_known_results_are_taken_over(reference, tmp_path):
+    done = subprocess.run(command(tmp_path, "--known", str(reference)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 runs are finished" in done.stdout
+    assert results_in(tmp_path) == results_in(reference)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_result_of_another_default_is_no_result_of_the_run(reference, tmp_path):
+    for path in (reference / RESULTS).glob("*.json"):
+        result = json.loads(path.read_text())
+        result["settings"]["training.gamma"] = 0.5
+        (tmp_path / path.name).write_text(json.dumps(result))
+    assert len(missing(plan(tiny()), [tmp_path])) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parallel", "0"], "--parallel=0: allowed: >= 1"),
+        (["--known", "nowhere"], "--known nowhere: there are no results in it"),
+        (["--set", "seed=1,2"], "--set seed=1,2: seeds are counted by --seeds"),
+        (["--executor", "slurm"], "there is no sbatch here"),
+        (["--executor", "slurm", "--slurm", "cluster=nope"], "--slurm: "),
+        (["--set", "training.gamma"], "expected KEY=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["ablate", "--objective", "clip", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
 
 
 def test_a_job_says_where_its_files_lie(tmp_path):

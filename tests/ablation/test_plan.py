@@ -1,11 +1,11 @@
 """A plan: every point checked before the first is run, duplicates merged, ids that stay."""
 
 import dataclasses
+import hashlib
 
 import pytest
 
-from ppo_kl.ablation.plan import as_name, id_of, plan
-from ppo_kl.config import TrainConfig
+from ppo_kl.ablation.plan import _chosen, as_name, id_of, plan
 from ppo_kl.config.ablation import AblationConfig
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import load_config, load_study, shipped
@@ -86,19 +86,37 @@ def test_what_is_the_same_run_is_run_once_with_a_notice():
     planned = plan(study(objectives=("clip",), arms=arms))
     assert [(point.arm, point.seed) for point in planned.points] == [("clip", 0), ("clip", 1)]
     assert planned.notices == ("'usual' on cartpole is 'clip' once more: run once, as 'clip'",)
+    # A report shows it in both places.
+    assert planned.arms == ["clip", "usual"]
+    assert planned.cells["usual", "cartpole", 1] == planned.cells["clip", "cartpole", 1]
 
 
 def test_an_id_is_a_function_of_what_matters():
     config = load_config(env="cartpole", objective="clip")
-    same = dataclasses.replace(config, runs_dir="elsewhere", runtime=dataclasses.replace(config.runtime, device="cpu"))
-    assert id_of(same) == id_of(config)
+    runtime = dataclasses.replace(config.runtime, checkpoint_every=7)
+    assert id_of(dataclasses.replace(config, runs_dir="elsewhere", runtime=runtime)) == id_of(config)
     assert id_of(dataclasses.replace(config, seed=1)) != id_of(config)
     assert id_of(dataclasses.replace(config, total_steps=5)) != id_of(config)
 
 
 def test_ids_stay():
     # Committed results are found by them.
-    assert id_of(TrainConfig()) == "44136fa355"
+    shipped_ids = {name: {point.id for point in plan(load_study(name)).points} for name in shipped("ablation")}
+    digests = {
+        name: hashlib.sha256("".join(sorted(ids)).encode()).hexdigest()[:10] for name, ids in shipped_ids.items()
+    }
+    assert digests == {
+        "classic": "fd19828cb9",
+        "kl_vs_clip": "e2592d2ee9",
+        "ppo_table1": "8cb0653c0c",
+        "smoke": "7e79e6d8a7",
+    }
+
+
+def test_a_setting_of_another_kind_of_controller_is_no_part_of_an_id():
+    clip = load_config(env="cartpole", objective="clip")
+    assert not [key for key in _chosen(clip) if "kl_target" in key]
+    assert _chosen(clip)["objective.controller.kind"] == "fixed"
 
 
 def test_a_files_name_says_what_the_run_is():
@@ -111,7 +129,7 @@ def test_nothing_is_left_that_a_machine_would_choose_for_itself():
     for point in plan(study(envs=("cartpole", "pendulum"))).points:
         runtime = point.config.runtime
         assert runtime.compile in ("on", "off")
-        assert (runtime.workers, runtime.num_threads) == (0, 1)
+        assert (runtime.workers, runtime.num_threads, runtime.device) == (0, 1, "cpu")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -130,6 +148,8 @@ def test_nothing_is_left_that_a_machine_would_choose_for_itself():
         ({"arms": {"clip": {"objective": "clip"}}}, "arms.clip: there is an objective of that name"),
         ({"objectives": ()}, "name at least one objective"),
         ({"seeds": 0}, "seeds=0"),
+        ({"set": {"seed": 3}}, "seeds are counted"),
+        ({"objectives": ("clip", "clip")}, "'clip' is named twice"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(changes, words):

@@ -1,7 +1,6 @@
 """A report: its numbers are those of the runs, it makes nothing better than it is, and its page needs nothing else."""
 
 import csv
-import json
 import re
 
 import numpy as np
@@ -13,10 +12,10 @@ from ppo_kl.ablation.plan import plan
 from ppo_kl.ablation.report import write_report
 from ppo_kl.ablation.result import failure_of, write
 from ppo_kl.ablation.run import RESULTS
-from ppo_kl.ablation.study import area, csv_of, read_study
+from ppo_kl.ablation.study import PLAN, area, csv_of, last100, plan_as_json, read_study
 from ppo_kl.cli import main
 from ppo_kl.errors import ConfigError, OutputError
-from ppo_kl.load import load_config, to_yaml
+from ppo_kl.load import load_config
 from ppo_kl.training.trainer import train
 
 # Anchored at clip, whose mean is 100 on both: scores 1.2 1.4 1.6 and 0.9 0.7 0.5.
@@ -118,7 +117,7 @@ def test_the_headline_says_where_it_is_sure_and_where_not(tmp_path):
     study = read_study(keep(tmp_path, results))
     (sentence,) = headline(study, numbers_of(study))
     assert sentence.startswith("'up' reaches 1.2")
-    assert "], better; a run of it beats" in sentence
+    assert "], better (p < 0.001); a run of it beats" in sentence
     assert sentence.endswith("for sure above it on a.")
 
 
@@ -127,15 +126,39 @@ def test_the_headline_says_where_it_is_sure_and_where_not(tmp_path):
 
 def test_what_failed_or_is_missing_is_said_and_has_no_part_in_any_number(tmp_path):
     planned = plan(tiny())
-    (tmp_path / "study.yaml").write_text(to_yaml(planned.study))
+    (tmp_path / PLAN).write_text(plan_as_json(planned))
     first, second, third, _ = planned.points
     keep(tmp_path, [made_up(p.arm, p.env, p.seed, 100.0, id=p.id) for p in (first, second)])
     keep(tmp_path, [failure_of(third, "Traceback\nValueError: not by chance")])
     study = read_study(tmp_path)
-    assert (len(study.results), len(study.failures), len(study.missing)) == (2, 1, 2)
+    assert (len(study.results), len(study.failures), len(study.missing)) == (2, 1, 1)
     page = write_report(tmp_path)[0].read_text()
-    assert "2 planned runs are missing" in page
+    assert "1 planned runs are missing" in page
     assert "ValueError: not by chance" in page
+    states = [row["state"] for row in csv.DictReader((tmp_path / "results.csv").read_text().splitlines())]
+    assert states == ["finished", "finished", "failed"]
+
+
+def test_the_plan_alone_says_what_a_result_is_of(tmp_path):
+    arms = {"usual": {"objective": "clip", "objective.surrogate.clip_eps": 0.2}}
+    planned = plan(tiny(objectives=("clip",), arms=arms, reference="usual"))
+    (tmp_path / PLAN).write_text(plan_as_json(planned))
+    keep(tmp_path, [made_up("an older name", p.env, p.seed, 100.0, id=p.id) for p in planned.points])
+    keep(tmp_path, [made_up("clip", "cartpole", 0, 5.0, id="ofanother")])
+    study = read_study(tmp_path)
+    # Two arms that come to the same runs are both there; what is not of this study is not.
+    assert (study.arms, study.reference) == (["clip", "usual"], "usual")
+    assert study.table(last100)["clip"]["cartpole"].tolist() == [100.0, 100.0]
+    assert study.remarks == ["Results that are not of this study, and have no part in it: ofanother."]
+
+
+def test_an_arm_counts_by_the_seeds_that_it_has_everywhere(folder):
+    # Well on easy, badly on hard, where it has one run of five: counted run by run it would look better than clip.
+    keep(folder, [made_up("new", "easy", seed, 130.0) for seed in range(5)] + [made_up("new", "hard", 0, 50.0)])
+    numbers = numbers_of(read_study(folder))
+    assert numbers.aggregates["new"]["mean"].estimate == pytest.approx((1.3 + 0.5) / 2)
+    assert numbers.returns["new"]["easy"].tolist() == [130.0] * 5
+    assert "new: 1 of 5 seeds on every environment" in write_report(folder)[1].read_text()
 
 
 def test_an_arm_without_runs_on_some_environment_is_in_no_aggregate(folder):
@@ -143,7 +166,24 @@ def test_an_arm_without_runs_on_some_environment_is_in_no_aggregate(folder):
     numbers = numbers_of(read_study(folder))
     assert "new" not in numbers.aggregates
     assert numbers.returns["new"]["easy"].tolist() == [50.0]
-    assert "In no aggregate, for they have no run on some environment: new" in write_report(folder)[1].read_text()
+    assert "new: no seed on every environment" in write_report(folder)[1].read_text()
+
+
+def test_a_reference_without_runs_is_replaced_and_that_is_said(tmp_path):
+    study = read_study(keep(tmp_path, [made_up("kl", "easy", 0, 5.0)]))
+    assert study.reference == "kl"
+    assert study.remarks == ["There is no finished run of 'clip': 'kl' is the reference."]
+
+
+def test_a_run_in_which_no_episode_ended_is_named(folder):
+    keep(folder, [made_up("kl", "easy", 9, 0.0) | {"return": None}])
+    assert "No episode ended, so that there is no score: kl on easy, seed 9." in read_study(folder).remarks
+
+
+def test_where_the_reference_learned_nothing_there_is_no_score_and_the_reason_is_true(folder):
+    keep(folder, [made_up(arm, "flat", seed, 0.0) for arm in ("clip", "kl") for seed in range(3)])
+    summary = write_report(folder)[1].read_text()
+    assert "flat is in no score: 'clip' did not get clearly beyond the initial policy there." in summary
 
 
 def test_one_run_alone_makes_a_report(tmp_path):
@@ -178,4 +218,9 @@ def test_runs_made_by_hand_have_a_report_too(tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     study = read_study(tmp_path / "runs")
     assert (study.arms, study.envs, study.reference) == (["clip", "kl_adaptive"], ["CartPole-v1"], "clip")
-    assert json.loads(csv_of(study)[1][-1])["total_steps"] == 512
+    train(load_config(env="cartpole", objective="clip", overrides=settings | {"total_steps": 640}), quiet=True)
+    study = read_study(tmp_path / "runs")
+    # Runs that differ are not taken for repetitions.
+    assert study.arms == ["clip total_steps=512", "clip total_steps=640", "kl_adaptive"]
+    head, *rows = csv_of(study)
+    assert {row[head.index("total_steps")] for row in rows} == {"512", "640"}

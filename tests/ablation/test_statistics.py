@@ -169,6 +169,28 @@ def test_tests_are_of_each_arm_and_environment_against_the_reference():
     assert all(test.p_holm >= test.p for test in found.values())
 
 
+def test_the_overall_test_is_welchs_where_there_is_one_environment():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(0.5, 1, 8), generator.normal(0, 2, 5)
+    difference, p = s.overall({"a": x}, {"a": y})
+    assert difference == pytest.approx(x.mean() - y.mean())
+    assert p == pytest.approx(stats.ttest_ind(x, y, equal_var=False).pvalue)
+
+
+def test_it_calls_two_arms_different_that_are_not_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+
+    def made_up_p():
+        x, y = ({env: generator.normal(0, 1, 3) for env in "ab"} for _ in range(2))
+        return s.overall(x, y)[1]
+
+    assert np.mean([made_up_p() < 0.05 for _ in range(2000)]) == pytest.approx(0.045, abs=0.02)
+
+
+def test_one_run_allows_no_overall_test():
+    assert math.isnan(s.overall({"a": array(1), "b": array(1, 2)}, {"a": array(1, 2), "b": array(1, 2)})[1])
+
+
 # --- how far to trust them --------------------------------------------------------------------------------------------
 
 
@@ -194,7 +216,7 @@ def test_the_smallest_difference_that_can_be_seen():
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 RETURNS = {"clip": {"a": array(10, 20), "b": array(-5, -3)}, "kl": {"a": array(30, 10), "b": array(-2, -2)}}
-INITIAL = {"a": 0.0, "b": -10.0}
+INITIAL = {"a": array(0.0), "b": array(-10.0)}
 
 
 def test_1_is_the_best_run_the_best_arm_or_the_reference():
@@ -212,5 +234,8 @@ def test_anchored_scores_of_the_reference_have_mean_1():
 
 
 def test_where_nobody_learned_anything_there_is_no_scale():
-    assert s.scales({"clip": {"a": array(-1, 0)}}, {"a": 0.0}, s.best_run) == {}
+    assert s.scales({"clip": {"a": array(-1, 0)}}, {"a": array(0.0)}, s.best_run) == {}
+    # 1 lies above 0, but within three standard errors of it: 3 · √2 / √2
+    assert s.scales({"clip": {"a": array(2.9)}}, {"a": array(-1, 1)}, s.best_run) == {}
+    assert s.scales({"clip": {"a": array(3.1)}}, {"a": array(-1, 1)}, s.best_run) == {"a": Scale(0, 3.1)}
     assert s.scored({"clip": {"a": array(1)}}, {}) == {"clip": {}}
