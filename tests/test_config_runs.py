@@ -13,7 +13,7 @@ from learner_parts import batch_of, make
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.training import KLStop
 from ppo_kl.errors import ConfigError
-from ppo_kl.load import SHIPPED, from_yaml, load_config, to_yaml
+from ppo_kl.load import SHIPPED, from_yaml, load_config, load_study, to_yaml
 from ppo_kl.objectives import Objective
 
 ROLLOUT = 64
@@ -154,6 +154,11 @@ def test_a_seed_of_none_on_the_command_line(capsys):
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_what_every_shipped_file_comes_to_reloads_byte_for_byte(path):
+    if path.parent.name == "ablation":
+        study = load_study(str(path))
+        Path("saved.yaml").write_text(to_yaml(study))
+        assert load_study("saved.yaml") == study
+        return
     option = {"recipes": "config"}.get(path.parent.name, path.parent.name)
     config = load_config(**{option: str(path)})
     text = to_yaml(config)

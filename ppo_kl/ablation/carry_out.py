@@ -28,6 +28,9 @@ class Outcome(NamedTuple):
     """How it went."""
 
     finished: int
+    """Of all runs."""
+    left: int
+    """Of those that were to be run, how many are not finished."""
     failed: list[str]
     """`NAME: error` of each run that failed for good."""
     signal: int
@@ -41,9 +44,10 @@ def carry_out(
     options: Options,
     known: Sequence[Path],
     plugins: tuple[str, ...],
+    arms: Sequence[str],
     console: Console,
 ) -> Outcome:
-    """Run what neither the study's own results nor those in `known` have.
+    """Run what neither the study's own results nor those in `known` have, of these arms.
 
     Every result is written as soon as there is one.
 
@@ -52,10 +56,11 @@ def carry_out(
     """
     _take_over(known, plan, folder / RESULTS)
     points = missing(plan, [folder / RESULTS])
-    jobs = jobs_of(points, plan, folder, plugins)
+    jobs = jobs_of([point for point in points if point.arm in arms], plan, folder, plugins)
     finished, failed = len(plan.points) - len(points), list[str]()
+    before = finished
     if not jobs:
-        return Outcome(finished, failed, 0)
+        return Outcome(finished, 0, failed, 0)
     with stop_on_signals() as stop, _progress(jobs, finished, len(plan.points), console) as progress:
         try:
             with stop.interrupts():
@@ -69,8 +74,8 @@ def carry_out(
                         finished += 1
                     progress.done(job, result.get("return"), failed="error" in result)
         except Stopped:
-            return Outcome(finished, failed, int(stop.signal or 0))
-    return Outcome(finished, failed, 0)
+            return Outcome(finished, len(jobs) - (finished - before), failed, int(stop.signal or 0))
+    return Outcome(finished, len(jobs) - (finished - before), failed, 0)
 
 
 def _take_over(known: Sequence[Path], plan: Plan, results: Path) -> None:

@@ -92,13 +92,18 @@ def _looks(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _panels(count: int, width: float = WIDTH, height: float = 2.9) -> tuple[Figure, list[Any]]:
-    columns = min(count, COLUMN)
+    columns = columns_of(count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width if columns > 1 else width / 2, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
+
+
+def columns_of(count: int) -> int:
+    """Of so many panels: two where that leaves no gap and three would."""
+    return 2 if count in (2, 4) else min(count, COLUMN)
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
@@ -178,7 +183,9 @@ def _returns(study: Study, numbers: Numbers) -> Figure | None:
             axes.errorbar(x.mean(), i + 0.28, xerr=spread, fmt="|", color=looks[arm]["color"], capsize=3, markersize=9)
         axes.set_title(env)
         axes.set_ylim(len(study.arms) - 0.4, -0.6)
-        axes.set_yticks(range(len(study.arms)), study.arms if k % COLUMN == 0 else [""] * len(study.arms))
+        axes.set_yticks(
+            range(len(study.arms)), study.arms if k % columns_of(len(study.envs)) == 0 else [""] * len(study.arms)
+        )
     return figure
 
 
@@ -248,6 +255,7 @@ def _steering(study: Study, numbers: Numbers) -> Figure | None:
         axes.set_yticks(range(len(table)), list(table))
         if table is shown[-1][1] and title.startswith("λ"):
             axes.set_xscale("symlog", linthresh=0.01)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return figure
 
 

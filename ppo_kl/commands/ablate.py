@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ppo_kl.commands import report
 from ppo_kl.config.ablation import AblationConfig
+from ppo_kl.config.checked import nearest
 from ppo_kl.errors import ConfigError, OutputError
 from ppo_kl.imports import import_modules
 from ppo_kl.load import load_study, to_yaml, value_of
@@ -24,6 +25,7 @@ def ablate(
     objective: str | None = None,
     seeds: int | None = None,
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    arms: str | None = None,
     name: str | None = None,
     folder: Path | None = None,
     known: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
@@ -45,6 +47,7 @@ def ablate(
         objective: objectives, as clip,kl_adaptive; in the place of the study's arms.
         seeds: how many runs each has.
         set: KEY=VALUE for all runs, KEY=V1,V2,... for one arm of each value; once or more.
+        arms: run these of the study's arms alone for now, as clip,kl_adaptive; the others count as missing.
         name: of the study; its folder is runs/ablation/NAME.
         folder: another folder for it.
         known: a folder with results of the same study, which are not run once more; once or more.
@@ -71,8 +74,10 @@ def ablate(
     from ppo_kl.ablation.study import PLAN, plan_as_json
 
     known = tuple(map(_results_in, known))
+    wanted = _wanted(arms, planned.arms)
     if dry_run:
-        _show(planned, missing(planned, [folder / RESULTS, *known]), parallel, console)
+        left = missing(planned, [folder / RESULTS, *known])
+        _show(planned, [point for point in left if point.arm in wanted], parallel, console)
         return 0
     from ppo_kl.ablation.carry_out import carry_out
     from ppo_kl.training import run_folder
@@ -85,13 +90,13 @@ def ablate(
     with run_folder.claimed(folder):
         run_folder.write_text(folder / "study.yaml", to_yaml(study))
         run_folder.write_text(folder / PLAN, plan_as_json(planned))
-        outcome = carry_out(planned, folder, EXECUTORS[executor], options, known, plugin, console)
+        outcome = carry_out(planned, folder, EXECUTORS[executor], options, known, plugin, wanted, console)
     for line in outcome.failed:
         console.print(f"ppo-kl: failed twice: {line}", markup=False, soft_wrap=True)
-    left = len(planned.points) - outcome.finished
+    unfinished = outcome.left
     console.print(
         f"{folder}: {outcome.finished} of {len(planned.points)} runs are finished"
-        + (f"; the same command runs the {left} that are missing" if left else ""),
+        + (f"; the same command runs the {unfinished} that are missing" if unfinished else ""),
         markup=False,
         soft_wrap=True,
     )
@@ -100,7 +105,7 @@ def ablate(
             console.print(f"Report: {report.make(folder)}", markup=False, soft_wrap=True)
         except ConfigError as error:  # without its extra, which training needs not
             console.print(f"ppo-kl: notice: no report: {error}", markup=False, soft_wrap=True)
-    return 128 + outcome.signal if outcome.signal else 1 if left else 0
+    return 128 + outcome.signal if outcome.signal else 1 if unfinished else 0
 
 
 def _study(
@@ -153,6 +158,17 @@ def _value(text: str) -> Any:
     """What a word of --set means; 1e5 is a whole number too."""
     value = value_of(text)
     return int(value) if isinstance(value, float) and value.is_integer() and "." not in text else value
+
+
+def _wanted(arms: str | None, known: Sequence[str]) -> list[str]:
+    """The arms that are to be run now."""
+    if arms is None:
+        return list(known)
+    named = [arm.strip() for arm in arms.split(",")]
+    for arm in named:
+        if arm not in known:
+            raise ConfigError(f"--arms: {arm!r} is no arm of this study{nearest(arm, known)}; nothing was run")
+    return named
 
 
 def _results_in(folder: Path) -> Path:

@@ -193,6 +193,13 @@ def test_what_waits_is_not_begun_once_it_is_told_to_stop(number, tmp_path):
     assert list(runs[0].parent.glob("checkpoints/*.pt"))
 
 
+def test_some_of_the_arms_can_be_run_first(tmp_path):
+    done = subprocess.run(command(tmp_path, "--arms", "clip"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 runs are finished\n" in done.stdout
+    assert {result["arm"] for result in read(tmp_path / RESULTS)} == {"clip"}
+
+
 def test_known_results_are_taken_over(reference, tmp_path):
     done = subprocess.run(command(tmp_path, "--known", str(reference)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -218,6 +225,7 @@ def test_a_result_of_another_default_is_no_result_of_the_run(reference, tmp_path
         (["--executor", "slurm"], "there is no sbatch here"),
         (["--executor", "slurm", "--slurm", "cluster=nope"], "--slurm: "),
         (["--set", "training.gamma"], "expected KEY=VALUE"),
+        (["--arms", "clop"], "--arms: 'clop' is no arm of this study (did you mean 'clip'?)"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(words, said, tmp_path, monkeypatch, capsys):

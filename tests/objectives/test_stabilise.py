@@ -142,7 +142,8 @@ def test_an_impossible_action_stays_impossible_and_has_no_gradient(kind, form):
     assert kl.item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-5)
     (slope,) = torch.autograd.grad(kl.sum(), given)
     assert slope.isfinite().all()
-    assert slope[0, 1] == 0
+    # torch divides probabilities by their sum, in which this one has a part that cancels but for rounding.
+    assert abs(slope[0, 1].item()) <= (0.0 if form == "logits" else 1e-6)
     assert slope[0, 0] != 0
     assert stabilise(new).probs.tolist() == [[0.5, 0.0, 0.5]]
 
