@@ -451,6 +451,8 @@ def passes(tree: Path, tests: str) -> bool:
 def main(wanted: str) -> int:
     """Break, test, mend; the number of mutants that no test noticed."""
     chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
+    if not chosen:
+        sys.exit(f"mutants.py: no mutant has {wanted!r} in its name")
     stale = [mutant for mutant in MUTANTS if (ROOT / mutant.file).read_text().count(mutant.line) != 1]
     if stale:
         sys.exit("\n".join(f"mutants.py: not found exactly once in {m.file}: {m.line!r}" for m in stale))
