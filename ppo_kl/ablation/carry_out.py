@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ppo_kl.ablation.execute import Executor, Options, jobs_of, missing
 from ppo_kl.ablation.plan import Plan
-from ppo_kl.ablation.result import is_of, read, write
+from ppo_kl.ablation.result import is_of, last_line, read, write
 from ppo_kl.ablation.run import RESULTS, Job
 from ppo_kl.diagnostics.rows import METRICS, row_in
 from ppo_kl.training.stopping import Stopped, stop_on_signals
@@ -154,16 +154,3 @@ def _progress(jobs: Sequence[Job], finished: int, total: int, console: Console) 
         finally:
             over.set()
             thread.join()
-
-
-def last_line(error: str) -> str:
-    """Of a traceback, what it says; the whole is in the run's result."""
-    lines = error.strip().splitlines()
-    return lines[-1][:300] if lines else "no reason known"
-
-
-def in_words(seconds: float) -> str:
-    """A duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -51,3 +51,10 @@ def _per_run(config: TrainConfig) -> float:
     update = timer.seconds["update"] * (COMPILED_SHARE if compiled else 1.0)
     iteration = sum(timer.seconds.values()) - timer.seconds["update"] + update
     return math.ceil(config.total_steps / samples) * iteration + BESIDE + (COMPILING if compiled else 0.0)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from ppo_kl.ablation.numbers import Numbers
+from ppo_kl.ablation.result import Result
 from ppo_kl.ablation.statistics import AGGREGATES, Scores, iqm, performance_profile
 from ppo_kl.ablation.study import Study, curve
 from ppo_kl.diagnostics.canvas import BLUE, GREEN, ORANGE, PINK, RED, SKY
@@ -189,41 +190,59 @@ def _returns(study: Study, numbers: Numbers) -> Figure | None:
     return figure
 
 
-def _curves(study: Study, numbers: Numbers) -> Figure | None:  # noqa: ARG001
+def _by_environment(study: Study, draw: Callable[[Any, list[Result], dict[str, Any]], Any]) -> tuple[Figure, list[Any]]:
+    """A panel for each environment, with a legend for all.
+
+    Args:
+        study: whose runs are drawn.
+        draw: draws the runs of an arm in its colour and mark; answers what the legend shows, none where nothing is.
+    """
     figure, panels = _panels(len(study.envs))
     looks, handles = _looks(study), dict[str, Any]()
     for axes, env in zip(panels, study.envs, strict=True):
         for arm in study.arms:
-            curves = [found for result in study.of(arm, env) if (found := curve(result)) is not None]
-            if not curves:
-                continue
-            steps, y = np.array(curves[0][0]), np.array([returns for _, returns in curves])
-            (handles[arm],) = axes.plot(steps, y.mean(0), color=looks[arm]["color"], linewidth=1.8)
-            if len(y) > 1:
-                error = y.std(0, ddof=1) / math.sqrt(len(y))
-                fill = {"color": looks[arm]["color"], "alpha": 0.15, "linewidth": 0}
-                axes.fill_between(steps, y.mean(0) - error, y.mean(0) + error, **fill)
+            handle = draw(axes, study.of(arm, env), looks[arm])
+            if handle is not None:
+                handles[arm] = handle
         axes.set_title(env)
+    _legend(figure, handles)
+    return figure, panels
+
+
+def _curves(study: Study, numbers: Numbers) -> Figure | None:  # noqa: ARG001
+    def draw(axes: Any, runs: list[Result], look: dict[str, Any]) -> Any:
+        curves = [found for result in runs if (found := curve(result)) is not None]
+        if not curves:
+            return None
+        steps, y = np.array(curves[0][0]), np.array([returns for _, returns in curves])
+        (line,) = axes.plot(steps, y.mean(0), color=look["color"], linewidth=1.8)
+        if len(y) > 1:
+            error = y.std(0, ddof=1) / math.sqrt(len(y))
+            fill = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(steps, y.mean(0) - error, y.mean(0) + error, **fill)
+        return line
+
+    figure, panels = _by_environment(study, draw)
+    for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("environment steps")
-    _legend(figure, handles)
     return figure
 
 
 def _iso_kl(study: Study, numbers: Numbers) -> Figure | None:  # noqa: ARG001
-    figure, panels = _panels(len(study.envs))
-    looks, handles = _looks(study), dict[str, Any]()
-    for axes, env in zip(panels, study.envs, strict=True):
-        for arm in study.arms:
-            runs = [r for r in study.of(arm, env) if r["return"] is not None and (r["kl"]["median"] or 0) > 0]
-            if not runs:
-                continue
-            kl, score = [r["kl"]["median"] for r in runs], [r["return"] for r in runs]
-            look = {**looks[arm], "linestyle": "none"}
-            axes.plot(kl, score, markersize=5, alpha=0.5, **look)
-            middle = float(np.exp(np.mean(np.log(kl)))), float(np.mean(score))
-            (handles[arm],) = axes.plot(*middle, markersize=10, markeredgecolor=_ink(), **look)
-        axes.set_title(env)
+    def draw(axes: Any, runs: list[Result], look: dict[str, Any]) -> Any:
+        there = [(r["kl"]["median"], r["return"]) for r in runs if r["return"] is not None and r["kl"]["median"]]
+        there = [(kl, score) for kl, score in there if kl > 0]
+        if not there:
+            return None
+        kl, score = map(np.array, zip(*there, strict=True))
+        axes.plot(kl, score, linestyle="none", markersize=5, alpha=0.5, **look)
+        middle = float(np.exp(np.log(kl).mean())), float(score.mean())
+        (mark,) = axes.plot(*middle, linestyle="none", markersize=10, markeredgecolor=_ink(), **look)
+        return mark
+
+    figure, panels = _by_environment(study, draw)
+    for axes in panels:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
@@ -231,7 +250,6 @@ def _iso_kl(study: Study, numbers: Numbers) -> Figure | None:  # noqa: ARG001
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("median KL of an update, nats")
     panels[0].set_ylabel("return")
-    _legend(figure, handles)
     return figure
 
 

@@ -148,11 +148,9 @@ def _config(study: AblationConfig, env: str, arm: str, changes: Mapping[str, Any
 
 def _alike_anywhere(config: TrainConfig) -> TrainConfig:
     """With nothing left that a run would choose by a measurement; runs side by side take one thread each."""
-    training, samples = config.training, config.env.num_envs * config.training.num_steps
-    steps = -(-config.total_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
-    compiled = (
-        ("on" if steps >= COMPILED_FROM else "off") if config.runtime.compile == "auto" else config.runtime.compile
-    )
+    compiled = config.runtime.compile
+    if compiled == "auto":
+        compiled = "on" if config.planned_gradient_steps(config.total_steps) >= COMPILED_FROM else "off"
     # Small networks are no faster elsewhere, and a GPU rounds otherwise.
     device = "cpu" if config.runtime.device == "auto" else config.runtime.device
     workers = config.runtime.num_workers

@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 
 from ppo_kl.ablation import figures
-from ppo_kl.ablation.carry_out import last_line
 from ppo_kl.ablation.numbers import Numbers, headline, numbers_of
+from ppo_kl.ablation.result import last_line
 from ppo_kl.ablation.statistics import AGGREGATES, LEVEL, Interval
 from ppo_kl.ablation.study import Study, csv_of, read_study
 from ppo_kl.atomic import write_atomically

@@ -100,6 +100,12 @@ def failure_of(point: Point, error: str) -> Result:
     return {"id": point.id, "arm": point.arm, "env": point.env, "seed": point.seed, "error": error}
 
 
+def last_line(error: str) -> str:
+    """Of a traceback, what it says; the whole is in the run's result."""
+    lines = error.strip().splitlines()
+    return lines[-1][:300] if lines else "no reason known"
+
+
 def write(result: Result, path: Path) -> None:
     """Whole or not at all.
 

@@ -190,8 +190,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _show(planned: Any, points: Any, parallel: int | None, console: Console) -> None:
     """The plan as a table: what there is, what is missing, and about how long that takes."""
-    from ppo_kl.ablation.carry_out import in_words
-    from ppo_kl.ablation.estimate import seconds_of
+    from ppo_kl.ablation.estimate import in_words, seconds_of
     from ppo_kl.envs.cores import cores_allowed
 
     table = Table("arm", *planned.study.envs, box=None)

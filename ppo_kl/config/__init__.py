@@ -72,6 +72,11 @@ class TrainConfig(Settings):
                 "training",
             )
 
+    def planned_gradient_steps(self, num_steps: int) -> int:
+        """Iterations · epochs · minibatches in `num_steps` environment steps."""
+        training, samples = self.training, self.env.num_envs * self.training.num_steps
+        return -(-num_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
+
     def _require_workers_for_something(self) -> None:
         workers, env = self.runtime.num_workers, self.env
         if workers == 0:

@@ -39,18 +39,12 @@ def choose(learner: Learner, parts: tuple[Part, ...], config: TrainConfig, num_s
     reason = cannot_compile(learner.parameters.flat.device)
     if reason is not None:
         return Choice(False, reason)
-    planned = planned_gradient_steps(config, num_steps)
+    planned = config.planned_gradient_steps(num_steps)
     recurrent = bool(learner.policy.initial_state(1))
     saved, needed = planned * SAVED * overhead(learner, parts), SECONDS_RECURRENT if recurrent else SECONDS
     if saved > needed:
         return Choice(True, f"takes up to {needed:.0f} s and saves about {saved:.0f} s in {planned:,} gradient steps")
     return Choice(False, f"takes up to {needed:.0f} s and would save {saved:.0f} s in {planned:,} gradient steps")
-
-
-def planned_gradient_steps(config: TrainConfig, num_steps: int) -> int:
-    """Iterations · epochs · minibatches in `num_steps` environment steps."""
-    training, samples = config.training, config.env.num_envs * config.training.num_steps
-    return -(-num_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
 
 
 def overhead(learner: Learner, parts: tuple[Part, ...]) -> float:

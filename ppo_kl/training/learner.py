@@ -197,7 +197,9 @@ class Learner:
 
         def losses_at(flat: Tensor) -> tuple[Tensor, Losses]:
             given = (minibatch.obs, minibatch.state)
-            losses = self.loss(functional_call(self._module, self.parameters.split(flat), given), minibatch)
+            output = functional_call(self._module, self.parameters.split(flat), given)
+            params_old = _laid_out_as(output.params, minibatch.params_old)
+            losses = self.loss(output, minibatch._replace(params_old=params_old))
             return losses.total, losses
 
         # One tensor goes in and is written to; a graph would have to find out which of many share its memory.
@@ -232,8 +234,6 @@ class Learner:
             the loss, its parts, and how far the policy is from π_old.
         """
         config, valid = self.config, None if batch.all_count else batch.valid
-        if torch.compiler.is_compiling():
-            batch = batch._replace(params_old=_laid_out_as(output.params, batch.params_old))
         pi_old, pi = old_and_new(self.family, batch, output)
         adv = normalize_advantages(batch.adv, valid) if config.advantage_norm == "minibatch" else batch.adv
         kl, logp = self.objective.divergence(pi_old, pi), pi.log_prob(batch.action)

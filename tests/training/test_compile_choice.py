@@ -13,7 +13,7 @@ from ppo_kl.config import TrainConfig
 from ppo_kl.load import read_config
 from ppo_kl.training import agent as agent_module
 from ppo_kl.training import compile_choice
-from ppo_kl.training.compile_choice import Choice, choose, overhead, planned_gradient_steps
+from ppo_kl.training.compile_choice import Choice, choose, overhead
 from ppo_kl.training.engine import cannot_compile
 
 OVERRIDES = {"env.num_envs": 2, "training.num_steps": 8, "training.minibatch_size": 5, "training.num_epochs": 3}
@@ -25,7 +25,7 @@ def config(**more) -> TrainConfig:
 
 def test_gradient_steps_are_counted_as_they_will_be_made():
     # 16 samples a rollout, so 100 steps are 7 rollouts, of 3 epochs of ⌈16 / 5⌉ = 4 minibatches: 7 · 3 · 4 = 84.
-    assert planned_gradient_steps(config(), 100) == 84
+    assert config().planned_gradient_steps(100) == 84
 
 
 @pytest.mark.parametrize(
