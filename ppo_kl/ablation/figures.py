@@ -155,11 +155,12 @@ def _efficiency(study: Study, numbers: Numbers) -> Figure | None:
         return None
     figure, (axes,) = _panels(1, width=2 * 7.5, height=3.6)
     for arm in arms:
+        seeds = study.seeds_of(arm)
         scored = [
             numbers.scale[env](np.array(found[1]))
             for env in numbers.scale
             for result in study.of(arm, env)
-            if (found := curve(result)) is not None
+            if result["seed"] in seeds and (found := curve(result)) is not None
         ]
         share = np.linspace(0, 1, len(scored[0]) + 1)[1:]
         axes.plot(share, iqm(np.array(scored).T), color=looks[arm]["color"], linewidth=2, label=arm)

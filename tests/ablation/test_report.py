@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_studies import TINY, made_up, tiny
 
+from ppo_kl.ablation.figures import FIGURES
 from ppo_kl.ablation.numbers import headline, numbers_of
 from ppo_kl.ablation.plan import plan
 from ppo_kl.ablation.report import write_report
@@ -159,6 +160,14 @@ def test_an_arm_counts_by_the_seeds_that_it_has_everywhere(folder):
     assert numbers.aggregates["new"]["mean"].estimate == pytest.approx((1.3 + 0.5) / 2)
     assert numbers.returns["new"]["easy"].tolist() == [130.0] * 5
     assert "new: 1 of 5 seeds on every environment" in write_report(folder)[1].read_text()
+
+
+def test_so_it_does_in_the_figure_of_sample_efficiency(folder):
+    keep(folder, [made_up("new", "easy", seed, 130.0) for seed in range(5)] + [made_up("new", "hard", 0, 50.0)])
+    study = read_study(folder)
+    figure = FIGURES["efficiency"][1](study, numbers_of(study))
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "new"]
+    assert line.get_ydata()[-1] == pytest.approx((1.3 + 0.5) / 2)
 
 
 def test_an_arm_without_runs_on_some_environment_is_in_no_aggregate(folder):
