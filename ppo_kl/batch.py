@@ -188,6 +188,14 @@ def tensors_in(batch: Batch) -> list[tuple[str | int, Tensor]]:
     return [*each_part(batch.obs), *named, *enumerate(batch.state)]
 
 
+def copied(batch: Batch) -> Batch:
+    """The same in memory of its own."""
+    values: dict[str, Any] = {n: x.clone() for n, x in batch._asdict().items() if isinstance(x, Tensor) and n != "obs"}
+    return batch._replace(
+        **values, obs=over_parts(Tensor.clone, batch.obs), state=tuple(map(Tensor.clone, batch.state))
+    )
+
+
 def minibatches(
     units: Tensor, size: int, generator: torch.Generator, num_rows: int | None = None, width: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ class RuntimeConfig(Settings):
     """cpu, cuda, cuda:<index>, or auto: cuda where there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether gradient steps are compiled, several times faster after 5 to 30 s; auto: where that pays off."""
+    cuda_graphs: bool = True
+    """On a CUDA GPU: whether the kernels of a gradient step are launched at once, as a CUDA graph; the same numbers."""
     num_threads: int = setting(1, at_least=1, at_most=1024)
     """CPU threads inside one PyTorch operation, set by `train`; small networks are fastest with 1."""
     workers: Literal["auto"] | int = setting("auto", at_least=0, at_most=MAX_PROCESSES)

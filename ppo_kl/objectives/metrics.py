@@ -84,6 +84,6 @@ def summarised(objective: Objective, samples: dict[str, Tensor], valid: Tensor |
     if objective.kl_target is not None:
         metrics["kl/target_ratio"] = controlled / objective.kl_target
     if objective.kl_band is not None:
-        low, high = (torch.as_tensor(edge, device=forward.device) for edge in objective.kl_band)
-        metrics |= {"kl/target_low": low, "kl/target_high": high}
+        one = torch.ones_like(controlled)
+        metrics |= {f"kl/target_{which}": one * x for which, x in zip(("low", "high"), objective.kl_band, strict=True)}
     return metrics

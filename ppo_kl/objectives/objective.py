@@ -237,7 +237,10 @@ class Objective(nn.Module):
         """
         if not isinstance(progress, Tensor) and not 0 <= progress <= 1:
             raise ValueError(f"schedule_: progress={progress!r}; give the share of training that is done, in [0, 1]")
-        self.progress.copy_(torch.as_tensor(progress).clamp(0, 1))
+        if isinstance(progress, Tensor):
+            self.progress.copy_(progress.clamp(0, 1))
+        else:
+            self.progress.fill_(progress)  # a tensor made of it would have to be waited for on its way to a GPU
         if not self.follows_kl:
             self.kl_lambda.copy_(self._ruled(None)[0])
 

@@ -15,16 +15,20 @@ from ppo_kl.policies.families import Family, on_host
 from ppo_kl.policies.numpy_actor import Act, numpy_actor
 
 
-def actor_for(policy: Policy, family: Family, normalize: Callable[[Obs], Obs], noise: Tensor) -> Act:
+def actor_for(
+    policy: Policy, family: Family, normalize: Callable[[Obs], Obs], noise: Tensor, device: torch.device
+) -> Act:
     """How a policy without a memory acts.
 
     Args:
         policy: whose actor alone is asked.
         family: what its parameters mean.
         normalize: the observation normaliser.
-        noise: of the whole rollout, `[T, N, num_noise]`, where the policy lives.
+        noise: of the whole rollout, `[T, N, num_noise]`, on the CPU.
+        device: where the policy lives.
     """
-    return numpy_actor(policy, family, normalize, noise) or _torch_actor(policy, family, normalize, noise)
+    quick = numpy_actor(policy, family, normalize, noise)
+    return _torch_actor(policy, family, normalize, noise.to(device)) if quick is None else quick
 
 
 def _torch_actor(policy: Policy, family: Family, normalize: Callable[[Obs], Obs], noise: Tensor) -> Act:

@@ -158,6 +158,8 @@ class Memory(nn.Module):
         """S sequences of L steps from `state` on: features `[S, L, F]` -> `[S, L, size]`, and the state after them."""
         # torch's own modules keep a list of their weights, which functional_call does not reach.
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        if features.is_cuda:
+            weights = _packed(weights)
         before = [x[None].contiguous() for x in state]
         # Has biases, layers, dropout, train (else cuDNN refuses to go backward), bidirectional, batch first.
         options: tuple[Any, ...] = (True, 1, 0.0, True, False, True)
@@ -166,6 +168,12 @@ class Memory(nn.Module):
             return out, (last[0],)
         out, *both = torch.lstm(features, before, weights, *options)
         return out, tuple(x[0] for x in both)
+
+
+def _packed(weights: list[Tensor]) -> list[Tensor]:
+    """Copies that fill one piece of memory, which cuDNN would else make by itself, with a warning in every process."""
+    pieces = torch.split(torch.cat([x.reshape(-1) for x in weights]), [x.numel() for x in weights])
+    return [piece.view_as(x) for piece, x in zip(pieces, weights, strict=True)]
 
 
 class _InwardClamp(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """A small actor in NumPy, over views of the policy's own weights: a fraction of what the same costs in torch.
 
-Torch needs several microseconds for each of a dozen operations on a handful of numbers. Each module and family that has
-a form here is in one of two tables; an actor with any other part acts in torch.
+Torch needs several microseconds for each of a dozen operations on a handful of numbers, and on a GPU ten times that to
+get there and back: what lives there is copied once for a rollout. Each module and family that has a form here is in one
+of two tables; an actor with any other part acts in torch.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def numpy_actor(policy: Any, family: Family, normalize: Any, noise: Tensor) -> A
     """How a policy acts through one rollout, in which it stands still.
 
     Args:
-        policy: whose weights are looked at, not copied.
+        policy: whose weights are looked at, and copied only from a GPU.
         family: what its parameters mean.
         normalize: the observation normaliser, which stands still too.
-        noise: of the whole rollout, `[T, N, num_noise]`.
+        noise: of the whole rollout, `[T, N, num_noise]`, on the CPU.
 
     Returns:
         What draws the actions that `family.sample` would draw with the same noise, up to rounding; none where it has
@@ -48,7 +49,7 @@ def numpy_actor(policy: Any, family: Family, normalize: Any, noise: Tensor) -> A
         return None
     body: Any = policy.actor.body if policy.trunk is None else policy.trunk
     last: Any = policy.actor.last
-    if body.memory is not None or len(body.encoder.parts) != 1 or last.weight.device.type != "cpu":
+    if body.memory is not None or len(body.encoder.parts) != 1:
         return None
     modules = [*normalize.vectors.values(), *body.encoder.parts, *body.layers, last, policy.actor.head]
     sizes = [module.weight.numel() for module in modules if isinstance(module, nn.Linear)]
@@ -71,6 +72,12 @@ def numpy_actor(policy: Any, family: Family, normalize: Any, noise: Tensor) -> A
     return act
 
 
+def _array(x: Tensor) -> Array:
+    """A view, or from a GPU a copy."""
+    array: Array = x.detach().cpu().numpy()
+    return array
+
+
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +85,7 @@ def _normalizer(module: VectorNormalizer) -> Layer:
     moments = module.moments
     if not moments.count > 0:
         return _as_it_is
-    mean, std = moments.mean.numpy(), module.std().numpy()
+    mean, std = _array(moments.mean), _array(module.std())
 
     def normalized(x: Array) -> Array:
         y: Array = (x - mean) / std
@@ -93,7 +100,7 @@ def _flat(module: Flat) -> Layer | None:
 
 
 def _linear(module: nn.Linear) -> Layer:
-    weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
+    weight, bias = _array(module.weight).T, _array(module.bias)
 
     def linear(x: Array) -> Array:
         y: Array = x.dot(weight)
@@ -113,7 +120,7 @@ def _gaussian_head(module: GaussianHead) -> Layer | None:
         return None
     if module.config.mean != "tanh":
         return _as_it_is
-    centre, half_width = module.centre.numpy(), module.half_width.numpy()
+    centre, half_width = _array(module.centre), _array(module.half_width)
     return lambda x: centre + half_width * np.tanh(x)
 
 
@@ -150,7 +157,8 @@ def _categorical(policy: ActorCritic, noise: Tensor) -> Sampler:  # noqa: ARG001
 def _gaussian(policy: ActorCritic, noise: Tensor) -> Sampler:
     head: Any = policy.actor.head
     with torch.no_grad():
-        log_std = head.with_scale(torch.zeros(1, head.dims), policy.actor.scale)[:, head.dims :]
+        zero = torch.zeros(1, head.dims, device=head.centre.device)
+        log_std = head.with_scale(zero, policy.actor.scale)[:, head.dims :].cpu()
     # The same for every state: multiplied once.
     step = (log_std.exp() * noise).numpy()
     return lambda t, mean, action_mask: mean + step[t]  # noqa: ARG005 - a Box has no mask

@@ -107,6 +107,8 @@ class Agent:
             training,
             self._generator("minibatch"),
         )
+        if config.runtime.cuda_graphs:
+            self.learner.replay()
         if config.runtime.compile == "on":
             self.learner.compile()
         self.obs_normalizer = ObservationNormalizer(self.parts, env.normalize_obs).to(self.device)

@@ -81,6 +81,7 @@ def _what_runs(agent: Agent) -> str:
         f"seed {config.seed}, {samples} samples an update{whole}, on {agent.device}, "
         f"{config.runtime.num_threads} thread{'s' if config.runtime.num_threads > 1 else ''}, gradient steps "
         f"{'eager' if agent.learner.compiled is None else 'compiled'}"
+        f"{'' if agent.learner.replayed is None else ', launched as CUDA graphs'}"
     )
 
 

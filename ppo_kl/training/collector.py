@@ -124,9 +124,9 @@ class Collector:
             check.observations(self._obs, 0)
         told.show(0, self._obs, self._starts)
         state = policy.initial_state(N) if self._state is None else self._state
-        noise = self.family.draw_noise((T, N), self.generator).to(self.device)
-        memory = RecurrentActor(policy, self.family, self.normalize, noise, state) if state else None
-        act = actor_for(policy, self.family, self.normalize, noise)
+        noise, device = self.family.draw_noise((T, N), self.generator), self.device
+        memory = RecurrentActor(policy, self.family, self.normalize, noise.to(device), state) if state else None
+        act = actor_for(policy, self.family, self.normalize, noise, device)
         at_end = dict[tuple[int, int], State]()
         for t in range(T):
             mask = envs.action_mask

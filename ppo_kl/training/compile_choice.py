@@ -10,13 +10,13 @@ import torch
 from ppo_kl.batch import Batch
 from ppo_kl.config import TrainConfig
 from ppo_kl.observations import Part, by_part
-from ppo_kl.training.engine import cannot_compile
+from ppo_kl.training.engine import REPLAY_WARM_UPS, ReplayedStep, cannot_compile
 from ppo_kl.training.learner import Learner
 
-SECONDS, SECONDS_RECURRENT = 15.0, 90.0
+SECONDS, SECONDS_GPU, SECONDS_RECURRENT = 15.0, 25.0, 90.0
 """That compiling takes without what PyTorch keeps of it on disk; sequences are unrolled, step by step."""
-SAVED = 0.8
-"""Share of a step's overhead that a compiled one does not have."""
+SAVED, SAVED_REPLAYED = 0.8, 0.65
+"""Share of a step's overhead that a compiled one does not have; of one that is launched as a CUDA graph either way."""
 WARM_UPS, TIMED = 2, 5
 
 
@@ -36,29 +36,37 @@ def choose(learner: Learner, parts: tuple[Part, ...], config: TrainConfig, num_s
         config: rollouts, minibatches, epochs; its `compile` is taken to be auto.
         num_steps: environment steps that are still to be done.
     """
-    reason = cannot_compile(learner.parameters.flat.device)
+    device = learner.parameters.flat.device
+    reason = cannot_compile(device)
     if reason is not None:
         return Choice(False, reason)
     planned = config.planned_gradient_steps(num_steps)
-    recurrent = bool(learner.policy.initial_state(1))
-    saved, needed = planned * SAVED * overhead(learner, parts), SECONDS_RECURRENT if recurrent else SECONDS
+    needed = SECONDS if device.type == "cpu" else SECONDS_GPU
+    if learner.policy.initial_state(1):
+        needed = SECONDS_RECURRENT
+    saved = planned * overhead(learner, parts) * (SAVED if learner.replayed is None else SAVED_REPLAYED)
     if saved > needed:
         return Choice(True, f"takes up to {needed:.0f} s and saves about {saved:.0f} s in {planned:,} gradient steps")
     return Choice(False, f"takes up to {needed:.0f} s and would save {saved:.0f} s in {planned:,} gradient steps")
 
 
 def overhead(learner: Learner, parts: tuple[Part, ...]) -> float:
-    """Seconds that an eager gradient step takes on next to no data, so beside its arithmetic; the fastest of a few."""
+    """Seconds that a step takes uncompiled on next to no data, so beside its arithmetic; the fastest of a few."""
     before, batch = learner.state_dict(), _one_row(learner, parts)
+    device, step = learner.parameters.flat.device, learner.step
+    if learner.replayed is not None:
+        step = ReplayedStep(device).of("one row", step)
     seconds = []
     try:
-        for _ in range(WARM_UPS + TIMED):
+        for _ in range(REPLAY_WARM_UPS + WARM_UPS + TIMED):
             begin = time.perf_counter()
-            learner.step(batch)
+            step(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begin)
     finally:  # also by Ctrl-C in a notebook, where training may go on
         learner.load_state_dict(before)
-    return min(seconds[WARM_UPS:])
+    return min(seconds)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ppo_kl.batch import Batch, copied, tensors_in
 from ppo_kl.errors import EngineWarning
 
 Step = Callable[..., None]
@@ -32,6 +33,10 @@ GUARDS: dict[Guards, Callable[[Sequence[Any]], list[bool]]] = {
     "all": lambda guards: [True] * len(guards),
 }
 """Which of the conditions that PyTorch found on its way through a step are kept."""
+
+
+REPLAY_WARM_UPS = 3
+"""Steps made before one is captured: in the first ones, libraries take memory in ways that no CUDA graph can hold."""
 
 
 class CompiledStep:
@@ -116,6 +121,90 @@ class CompiledStep:
         return graph if self._guards == "none" else _compiles_again(graph), None
 
 
+class ReplayedStep:
+    """Steps on a CUDA GPU as CUDA graphs: the hundreds of kernels of a step are launched at once, and compute the same.
+
+    A step that cannot be captured is launched kernel by kernel, with a warning that says why.
+
+    Args:
+        device: of the tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graphs: dict[Hashable, Step] = {}
+        self.failure: str | None = None
+        """Why steps are not replayed after all."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReplayedStep:
+        # A graph writes into the tensors that it was made with.
+        return ReplayedStep(self._device)
+
+    def of(self, key: Hashable, step: Step) -> Step:
+        """The step for minibatches of this kind, replayed from its fourth call on.
+
+        Args:
+            key: as `CompiledStep.of`.
+            step: takes a `Batch`; reads and writes tensors of the device alone, in place, and never waits for one.
+        """
+        if key not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                return step
+            self._graphs[key] = self._graph(step)
+        return self._graphs[key]
+
+    def _graph(self, step: Step) -> Step:
+        calls = 0
+        replay: Step | None = None
+
+        def run(minibatch: Batch) -> None:
+            nonlocal calls, replay
+            calls += 1
+            if calls <= REPLAY_WARM_UPS:
+                step(minibatch)
+                return
+            if replay is None:
+                replay = self._captured_or_not(step, minibatch)
+            replay(minibatch)
+
+        return run
+
+    def _captured_or_not(self, step: Step, minibatch: Batch) -> Step:
+        try:
+            return _capture(step, minibatch, self._device)
+        except Exception as error:  # whatever a step does that no graph can hold
+            self.failure = _reason(error)
+            warnings.warn(
+                "runtime.cuda_graphs: gradient steps are launched kernel by kernel, several times slower for small "
+                f"networks, because the step could not be captured: {self.failure}; runtime.cuda_graphs=False does "
+                "not try",
+                EngineWarning,
+                stacklevel=4,
+            )
+            return step
+
+
+def _capture(step: Step, minibatch: Batch, device: torch.device) -> Step:
+    """The step as a CUDA graph, for minibatches laid out as this one; it is not run yet."""
+    held, graph = copied(minibatch), torch.cuda.CUDAGraph()
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    # By thread: others, as the one that writes the logs, may go on meanwhile.
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
+        step(held)
+    places = [x for _, x in tensors_in(held)]
+
+    def run(minibatch: Batch) -> None:
+        for place, (_, x) in zip(places, tensors_in(minibatch), strict=True):
+            place.copy_(x)
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return run
+
+
 def of_any_length(tensors: Iterable[Tensor]) -> None:
     """Let one graph serve any number of rows but 1, which PyTorch always takes for something else."""
     dynamo = importlib.import_module("torch._dynamo")
@@ -145,11 +234,13 @@ def _compiled(step: Step, device: torch.device, guards: Guards) -> Step:
     )
     bound = types.MethodType(own, step.__self__) if isinstance(step, types.MethodType) else own
     # On a CPU the small operations are called from C++ too: from Python, that takes as long as they do.
-    return _compile(bound, {"guard_filter_fn": GUARDS[guards], "cpp_wrapper": device.type == "cpu"})
+    options = {"guard_filter_fn": GUARDS[guards], "cpp_wrapper": device.type == "cpu"}
+    # A graph that nothing guards is of one shape: else PyTorch, which was given another one before, lets it vary.
+    return _compile(bound, options, False if guards == "none" else None)
 
 
-def _compile(step: Step, options: dict[str, Any]) -> Step:
-    compiled: Step = torch.compile(step, fullgraph=True, options=options)
+def _compile(step: Step, options: dict[str, Any], dynamic: bool | None) -> Step:
+    compiled: Step = torch.compile(step, fullgraph=True, options=options, dynamic=dynamic)
     return compiled
 
 

@@ -18,7 +18,7 @@ from ppo_kl.policies.actor_critic import ActorCritic, Policy, PolicyOutput, old_
 from ppo_kl.policies.families import Family
 from ppo_kl.policies.networks import prefer_fast
 from ppo_kl.training.advantages import normalize_advantages
-from ppo_kl.training.engine import CompiledStep, Guards, Step, gradients_are_traced, of_any_length
+from ppo_kl.training.engine import CompiledStep, Guards, ReplayedStep, Step, gradients_are_traced, of_any_length
 from ppo_kl.training.kl_stop import EarlyStop
 from ppo_kl.training.learning_rate import kl_adaptive_lr
 from ppo_kl.training.parameters import FlatParameters, name_in_checkpoint
@@ -86,17 +86,29 @@ class Learner:
         self._sums = flat.new_zeros(len(MEANS))
         self._applied, self._skipped = flat.new_zeros(()), flat.new_zeros(())
         self.compiled: CompiledStep | None = None
+        self.replayed: ReplayedStep | None = None
         self._functional_gradient = False
 
     def compile(self) -> None:
         """From now on run gradient steps as one compiled graph; what they compute stays the same, up to rounding."""
-        # A network of the user's may look at what changes, and of sequences there are as many as episodes have it.
-        guards: Guards = "shapes" if self.policy.initial_state(1) else "none"
-        guards = guards if isinstance(self.policy, ActorCritic) else "all"
         device = self.parameters.flat.device
         if device.type == "cpu":
             prefer_fast(self._module)
-        self.compiled = CompiledStep(self.step, device, guards)
+        self.compiled = CompiledStep(self.step, device, self._guards())
+        if self.replayed is not None:
+            self.replayed = ReplayedStep(device)  # of compiled steps from now on
+
+    def replay(self) -> None:
+        """From now on replay gradient steps as CUDA graphs, where they are on a GPU and always the same."""
+        device = self.parameters.flat.device
+        if device.type == "cuda" and self._guards() == "none":
+            self.replayed = ReplayedStep(device)
+
+    def _guards(self) -> Guards:
+        # A network of the user's may look at what changes, and of sequences there are as many as episodes have it.
+        if not isinstance(self.policy, ActorCritic):
+            return "all"
+        return "shapes" if self.policy.initial_state(1) else "none"
 
     def update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Epochs × minibatches over the batch.
@@ -119,7 +131,8 @@ class Learner:
         units = batch.units()
         num_rows = int(batch.valid.sum()) if batch.state else len(units)
         # A graph is for one shape, also in rollouts in which some rows are no transitions.
-        varies = self.compiled is not None and num_rows < len(batch.valid) and not batch.state
+        as_graphs = self.compiled is not None or self.replayed is not None
+        varies = as_graphs and num_rows < len(batch.valid) and not batch.state
         width = min(config.minibatch_size, len(batch.valid)) if varies else None
         for epoch in range(config.num_epochs if num_rows else 0):
             if epoch > 0 and stop.between_epochs_(lambda: self._stop_kl(batch)):
@@ -149,11 +162,16 @@ class Learner:
 
     def _step_for(self, minibatch: Batch) -> Step:
         """How a step on minibatches like this one is run."""
-        if self.compiled is None:
+        if self.compiled is None and self.replayed is None:
             return self.step
-        self._functional_gradient = not gradients_are_traced()
         autocast = torch.is_autocast_enabled(self.parameters.flat.device.type)
-        step = self.compiled.of((layout(minibatch, sizes=not minibatch.state), self.objective.constants, autocast))
+        key = layout(minibatch, sizes=not minibatch.state), self.objective.constants, autocast
+        step: Step = self.step
+        if self.compiled is not None:
+            self._functional_gradient = not gradients_are_traced()
+            step = self.compiled.of(key)
+        if self.replayed is not None and not autocast:  # which keeps what it casts, from one step to the next
+            return self.replayed.of(key, step)
         if not minibatch.state or len(minibatch.state[0]) == 1:
             return step
 

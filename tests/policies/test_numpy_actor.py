@@ -128,7 +128,7 @@ def test_a_policy_or_normaliser_of_the_users_own_acts_in_torch():
     mine = Mine(parts_of(OBS), family, PolicyConfig(), torch.Generator().manual_seed(0))
     assert numpy_actor(mine, family, normalize, noise) is None
     assert numpy_actor(policy, family, lambda obs: obs, noise) is None
-    assert actor_for(mine, family, normalize, noise)(0, observations()[0], None).shape == (N,)
+    assert actor_for(mine, family, normalize, noise, torch.device("cpu"))(0, observations()[0], None).shape == (N,)
 
 
 def test_what_torch_does_as_fast_acts_in_torch():

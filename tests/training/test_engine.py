@@ -8,13 +8,12 @@ import my_nets
 import pytest
 import torch
 from every_family import EVERY_FAMILY
-from learner_parts import FAMILIES, batch_of, make, seeded
+from learner_parts import FAMILIES, batch_of, make, path_of, same_numbers, seeded
 
-from ppo_kl.batch import Batch
+from ppo_kl.batch import Batch, copied, tensors_in
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS, KLStop, TrainingConfig
-from ppo_kl.diagnostics.measure import measure
 from ppo_kl.errors import EngineWarning
 from ppo_kl.objectives import Objective
 from ppo_kl.observations import Part
@@ -29,10 +28,10 @@ from ppo_kl.training.learner import Learner
 ITERATIONS = 20
 
 
-def traced(step, options):
+def traced(step, options, dynamic):
     """The graph that would be compiled, run without a C++ compiler."""
     kept = {"guard_filter_fn": options["guard_filter_fn"]}
-    return torch.compile(step, fullgraph=True, backend="aot_eager_decomp_partition", options=kept)
+    return torch.compile(step, fullgraph=True, backend="aot_eager_decomp_partition", options=kept, dynamic=dynamic)
 
 
 @pytest.fixture(autouse=True)
@@ -66,22 +65,6 @@ def require_same(eager: Learner, compiled: Learner, batch_for=batch_of, iteratio
         assert before["penalty/lambda"] == after["penalty/lambda"]
         same_numbers(before, after, 2e-3)
     assert compiled.compiled.seconds > 0
-
-
-def path_of(learner: Learner, batch_for) -> dict[str, torch.Tensor]:
-    """An iteration of training, and what is said of it."""
-    batch = batch_for(learner)
-    said = learner.update(batch, 0.5)
-    measured = measure(learner.policy, learner.family, learner.objective, batch)
-    said |= measured | {"penalty/lambda": learner.objective.kl_lambda.clone()}
-    learner.objective.adapt_(measured["kl/controlled"])
-    return said
-
-
-def same_numbers(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert first.keys() == second.keys()
-    for tag, value in first.items():
-        torch.testing.assert_close(second[tag], value, rtol=tolerance, atol=tolerance, msg=lambda m, t=tag: f"{t}: {m}")
 
 
 # --- everything that enters a step ------------------------------------------------------------------------------------
@@ -370,11 +353,124 @@ def test_gradients_can_be_taken_by_torch_func_where_autograd_cannot_be_traced(mo
     require_same(*both_ways(lambda: make(objective="kl_adaptive", minibatch_size=4)), iterations=2)
 
 
+# --- replayed on a GPU ------------------------------------------------------------------------------------------------
+
+CAPTURES: list[Batch] = []
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """In the place of a CUDA graph: the step on the memory that it was captured with."""
+    CAPTURES.clear()
+
+    def capture(step, minibatch, device):
+        held = copied(minibatch)
+        CAPTURES.append(held)
+
+        def run(minibatch):
+            for (_, place), (_, x) in zip(tensors_in(held), tensors_in(minibatch), strict=True):
+                place.copy_(x)
+            step(held)
+
+        return run
+
+    monkeypatch.setattr(engine, "_capture", capture)
+
+
+def replaying(learner: Learner) -> Learner:
+    learner.replayed = engine.ReplayedStep(torch.device("cpu"))
+    return learner
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("batch_for", [batch_of, with_invalid_rows, with_masks], ids=lambda f: f.__name__)
+def test_a_replayed_step_is_the_step_for_every_minibatch(batch_for):
+    family = FAMILIES["categorical"]
+    first, second = (make(family, "kl_adaptive", minibatch_size=4) for _ in range(2))
+    for _ in range(3):
+        same_numbers(path_of(first, batch_for), path_of(replaying(second), batch_for), 0.0)
+    assert len(CAPTURES) == 3  # one for each of `replaying`: 12 minibatches of one shape
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_first_steps_are_made_as_they_are():
+    learner = replaying(make(objective="clip", num_epochs=engine.REPLAY_WARM_UPS))
+    learner.update(batch_of(learner), 0.0)
+    assert not CAPTURES
+    learner.update(batch_of(learner), 0.0)
+    assert len(CAPTURES) == 1
+
+
+@pytest.mark.usefixtures("recorded")
+def test_what_is_captured_is_the_compiled_step(monkeypatch):
+    learner, compiled = replaying(make(objective="clip")), []
+    monkeypatch.setattr(engine, "_compile", lambda step, options, dynamic: lambda *x: compiled.append(1) or step(*x))
+    for _ in range(2):
+        learner.update(batch_of(learner), 0.0)
+    assert (len(CAPTURES), len(compiled)) == (1, 0)
+    learner.compile()
+    learner.update(batch_of(learner), 0.0)
+    assert (len(CAPTURES), len(compiled)) == (2, 4)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_setting_changed_by_hand_another_shape_and_autocast_are_not_in_an_old_capture():
+    learner, plain = replaying(make(objective="clip")), make(objective="clip")
+    for each in (learner, plain):
+        for n, clip_eps in ((10, 0.2), (9, 0.2), (10, 1e-3)):
+            each.objective.set_clip_eps_(clip_eps)
+            each.update(batch_of(each, n), 0.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            each.update(batch_of(each), 0.0)
+    assert torch.equal(learner.parameters.flat, plain.parameters.flat)
+    assert len(CAPTURES) == 3
+
+
+def test_a_step_that_cannot_be_captured_is_made_as_it_is_and_said_to_be(monkeypatch):
+    def broken(step, minibatch, device):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(engine, "_capture", broken)
+    learner, plain = replaying(make(objective="clip")), make(objective="clip")
+    with pytest.warns(EngineWarning, match=r"runtime\.cuda_graphs.*not permitted when stream is capturing; "):
+        learner.update(batch_of(learner), 0.0)
+    plain.update(batch_of(plain), 0.0)
+    for each in (learner, plain):  # and said once, as every warning is an error here
+        each.update(batch_of(each), 0.0)
+    assert torch.equal(learner.parameters.flat, plain.parameters.flat)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_beyond_so_many_shapes_steps_are_not_captured():
+    learner = replaying(make(objective="clip"))
+    for n in range(2, 20):
+        learner.update(batch_of(learner, n), 0.0)
+    assert len(CAPTURES) == engine.MAX_GRAPHS
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_copy_of_a_learner_captures_its_own_steps():
+    original = replaying(make(objective="clip"))
+    original.update(batch_of(original), 0.0)
+    before = original.parameters.flat.detach().clone()
+    other = copy.deepcopy(original)
+    other.update(batch_of(other), 0.0)
+    assert len(CAPTURES) == 2
+    assert torch.equal(original.parameters.flat.detach(), before)
+
+
+@pytest.mark.parametrize("build", [make, lambda: recurrent("gru"), tempered], ids=["cpu", "memory", "own network"])
+def test_nothing_is_replayed_off_a_gpu_or_what_is_not_always_the_same(build, monkeypatch):
+    learner = build()
+    learner.replay()
+    assert learner.replayed is None
+
+
 # --- where it cannot be -----------------------------------------------------------------------------------------------
 
 
 def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatch):
-    def broken(step, options):
+    def broken(step, options, dynamic):
         def run(*arguments):
             raise RuntimeError("no such compiler\nand a long traceback")
 
@@ -390,7 +486,7 @@ def test_a_step_that_cannot_be_compiled_is_run_eagerly_and_said_to_be(monkeypatc
 
 
 def test_what_the_step_itself_raises_is_raised(monkeypatch):
-    def broken(step, options):
+    def broken(step, options, dynamic):
         def run(*arguments):
             raise RuntimeError("Dynamo says something about it")
 
@@ -405,7 +501,7 @@ def test_what_the_step_itself_raises_is_raised(monkeypatch):
 
 def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
     graphs = []
-    monkeypatch.setattr(engine, "_compile", lambda step, options: graphs.append(step) or step)
+    monkeypatch.setattr(engine, "_compile", lambda step, options, dynamic: graphs.append(step) or step)
     learner = make(objective="clip", minibatch_size=64)
     learner.compile()
     for n in range(2, 20):
@@ -414,7 +510,7 @@ def test_beyond_so_many_shapes_steps_are_eager(monkeypatch):
 
 
 def test_a_compiler_s_error_is_told_without_the_command(monkeypatch):
-    def broken(step, options):
+    def broken(step, options, dynamic):
         raise RuntimeError("C++ compile error\n\nCommand:\ng++ a.cpp -O3\n\nOutput:\n/usr/bin/ld: cannot find -lx\n")
 
     monkeypatch.setattr(engine, "_compile", broken)

@@ -29,6 +29,8 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
         return [d for key in a for d in differing(a[key], b[key], f"{where}/{key}")]
     if isinstance(a, Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing(x, y, f"{where}/{i}")]
     return [] if a == b else [where]
 
 
