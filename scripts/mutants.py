@@ -67,9 +67,16 @@ MUTANTS = (
     Mutant(
         "a network of one's own is not looked at again",
         "ppo_kl/training/learner.py",
-        'guards if isinstance(self.policy, ActorCritic) else "all"',
-        'guards if isinstance(self.policy, ActorCritic) else "none"',
+        'return "all"',
+        'return "none"',
         "tests/training/test_engine.py::test_a_number_that_a_network_of_one_s_own_looks_at_may_change",
+    ),
+    Mutant(
+        "a captured step is used for any shape and setting",
+        "ppo_kl/training/learner.py",
+        "return self.replayed.of(key, step)",
+        "return self.replayed.of((), step)",
+        "tests/training/test_engine.py::test_a_setting_changed_by_hand_another_shape_and_autocast_are_not_in_an_old_capture",
     ),
     Mutant(
         "0.5 and NaN become whole numbers",
