@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_kl.ablation import statistics
-from ppo_kl.ablation.statistics import AGGREGATES, Interval, Scale, Table, Test
+from ppo_kl.ablation.statistics import AGGREGATES, Interval, Scale, Table, Test, interval
 from ppo_kl.ablation.study import Study, area, last100
 
 
@@ -34,8 +34,6 @@ class Numbers(NamedTuple):
     improvement: dict[str, Interval]
     """Arm -> probability that a run of it beats one of the reference arm."""
     tests: dict[tuple[str, str], Test]
-    coverage: dict[str, float]
-    """Arm -> how often an interval of its IQM would hold the truth."""
     detectable: float
     """Smallest difference of mean scores that would be found in four of five such studies."""
     kl: dict[str, Table]
@@ -47,7 +45,7 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(study: Study) -> Numbers:
-    """All of them; a minute or so, for the intervals' coverage is simulated."""
+    """All of them; a minute or two, for the coverage of every interval is simulated."""
     returns, initial = study.table(last100), study.initial()
     # Where an arm has fewer runs on one environment than on others, that would count for less.
     complete = study.table(last100, whole=True)
@@ -67,16 +65,15 @@ def numbers_of(study: Study) -> Numbers:
         scale,
         scores,
         {
-            arm: {name: statistics.interval(table, aggregate) for name, aggregate in AGGREGATES.items()}
+            arm: {name: interval(statistics.over_all(aggregate), table) for name, aggregate in AGGREGATES.items()}
             for arm, table in whole.items()
         },
         {arm: (papers[0][arm], papers[1][arm]) for arm in whole},
         _areas(study, scale),
-        {arm: statistics.difference(table, reference, statistics.iqm) for arm, table in others.items()},
+        {arm: interval(statistics.difference(statistics.iqm), table, reference) for arm, table in others.items()},
         {arm: Test(d, p, q) for (arm, (d, p)), q in zip(overall.items(), corrected, strict=True)},
-        {arm: statistics.probability_of_improvement(table, reference) for arm, table in others.items()},
+        {arm: interval(statistics.probability_of_improvement, table, reference) for arm, table in others.items()},
         statistics.tests(returns, study.reference) if study.reference in returns else {},
-        {arm: statistics.coverage(table, statistics.iqm) for arm, table in whole.items()},
         statistics.smallest_detectable(whole) if whole else math.nan,
         study.table(lambda result: result["kl"]["median"]),
         study.table(lambda result: result["kl"]["tracking_error"]),
@@ -92,7 +89,7 @@ def _areas(study: Study, scale: Mapping[str, Scale]) -> dict[str, Interval]:
         return {}
     of_areas = {env: Scale(scale[env].zero, float(reference[env].mean())) for env in scale}
     scored = statistics.scored(areas, of_areas)
-    return {arm: statistics.interval(table, statistics.iqm) for arm, table in scored.items() if table}
+    return {arm: interval(statistics.over_all(statistics.iqm), table) for arm, table in scored.items() if table}
 
 
 def _mean(table: Table) -> float:

@@ -127,14 +127,13 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
                 _interval(numbers.improvement.get(arm)),
                 f"{paper[0]:.2f}".replace("-", "−"),
                 f"{paper[1]:.2f}".replace("-", "−"),
-                "–" if math.isnan(numbers.coverage[arm]) else f"{numbers.coverage[arm]:.0%}",
             ]
         )
     note = (
         f"Scores: 0 is the initial policy, 1 the mean return of {study.reference!r} on that environment; in brackets "
-        f"{LEVEL:.0%} stratified bootstrap intervals. The paper's scores have 1 at the best single run of an "
-        "environment, or at the best arm's mean. Coverage: how often such an interval of the IQM holds the truth, by "
-        "simulation at this number of runs."
+        f"{LEVEL:.0%} stratified bootstrap intervals, and behind them how often such an interval holds the truth, by "
+        "simulation at this number of runs. The paper's scores have 1 at the best single run of an environment, or at "
+        "the best arm's mean."
     )
     head = [
         "arm",
@@ -145,7 +144,7 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
         "paper: run",
         "paper: arm",
     ]
-    return Section("Scores over all environments", note, [*head, "coverage"], rows)
+    return Section("Scores over all environments", note, head, rows)
 
 
 def _by_environment(study: Study, numbers: Numbers) -> Section:
@@ -200,7 +199,7 @@ def trust(study: Study, numbers: Numbers) -> list[str]:
             f"Power: a difference of {numbers.detectable:.3f} between two arms' mean scores would be found in four of "
             "five such studies, without a correction; smaller ones can only be ranked."
         )
-    if known := [x for x in numbers.coverage.values() if not math.isnan(x)]:
+    if known := [x["IQM"].coverage for x in numbers.aggregates.values() if x["IQM"].known]:
         low, high = min(known), max(known)
         lines.append(
             f"The {LEVEL:.0%} intervals of the IQM hold the truth in {low:.0%} to {high:.0%} of made-up studies of "
@@ -242,7 +241,7 @@ def _plain(value: Any) -> str:
 def _interval(found: Interval | None) -> str:
     if found is None:
         return "–"
-    bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.known else ""
+    bounds = f" [{found.low:.2f}, {found.high:.2f}] {found.coverage:.0%}" if found.known else ""
     return f"{found.estimate:.2f}{bounds}".replace("-", "−")
 
 

@@ -17,7 +17,9 @@ from scipy import stats
 
 Scores = NDArray[np.float64]
 Table = Mapping[str, Scores]
-"""Environment -> scores of one arm's runs."""
+"""Environment -> scores of one arm's runs, `[n]`; of many made-up studies, `[studies, n]`."""
+Statistic = Callable[..., Any]
+"""What is estimated from one or two arms' tables; of made-up studies, `[studies]`."""
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -31,6 +33,8 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+    coverage: float
+    """How often such bounds hold the truth, see `coverage`."""
 
     @property
     def known(self) -> bool:
@@ -65,71 +69,94 @@ def optimality_gap(scores: Scores) -> Any:
 AGGREGATES: dict[str, Callable[[Scores], Any]] = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
 
 
-def resampled(table: Table, generator: np.random.Generator, resamples: int = RESAMPLES) -> Scores:
-    """Made-up studies, `[resamples, runs]`: within each environment its runs are drawn with replacement."""
-    drawn = [x[generator.integers(len(x), size=(resamples, len(x)))] for x in table.values()]
-    return np.concatenate(drawn, -1)
-
-
-def interval(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0) -> Interval:
-    """An aggregate over environments and runs, with its percentile interval from a stratified bootstrap.
-
-    Source: Agarwal 2021 (arXiv:2108.13264), section 4.1.
-    """
-    estimate = float(aggregate(pooled(table)))
-    if not _resamples(table):
-        return Interval(estimate, math.nan, math.nan)
-    return _around(estimate, aggregate(resampled(table, np.random.default_rng(seed))))
-
-
-def difference(x: Table, y: Table, aggregate: Callable[[Scores], Any], seed: int = 0) -> Interval:
-    """An aggregate of X less that of Y, both of them uncertain: each is resampled for itself."""
-    estimate = float(aggregate(pooled(x)) - aggregate(pooled(y)))
-    if not (_resamples(x) and _resamples(y)):
-        return Interval(estimate, math.nan, math.nan)
-    generator = np.random.default_rng(seed)
-    return _around(estimate, aggregate(resampled(x, generator)) - aggregate(resampled(y, generator)))
-
-
-def _resamples(table: Table) -> bool:
-    """Whether drawing runs anew can show any spread: not where an environment has a single one."""
-    return all(len(scores) > 1 for scores in table.values())
-
-
 def pooled(table: Table) -> Scores:
     """All scores of an arm, `[runs]`."""
-    return np.concatenate(list(table.values()))
+    return np.concatenate(list(table.values()), -1)
 
 
-def _around(estimate: float, made_up: Scores) -> Interval:
-    low, high = np.quantile(made_up, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(estimate, float(low), float(high))
+def over_all(aggregate: Callable[[Scores], Any]) -> Statistic:
+    """An aggregate over environments and runs."""
+    return lambda x: aggregate(pooled(x))
 
 
-# --- comparisons ------------------------------------------------------------------------------------------------------
+def difference(aggregate: Callable[[Scores], Any]) -> Statistic:
+    """An aggregate of X less that of Y."""
+    return lambda x, y: aggregate(pooled(x)) - aggregate(pooled(y))
 
 
-def probability_of_improvement(x: Table, y: Table, seed: int = 0) -> Interval:
+def probability_of_improvement(x: Table, y: Table) -> Any:
     """P(a run of X scores higher than one of Y on the same environment), ties counted half, mean over environments.
 
     Source: Agarwal 2021 (arXiv:2108.13264), section 4.3: Mann and Whitney's U over all pairs.
     """
-    shared = [env for env in x if env in y]
-    generator = np.random.default_rng(seed)
-
-    def drawn(scores: Scores) -> Scores:
-        return scores[generator.integers(len(scores), size=(RESAMPLES, len(scores)))]
-
-    estimate = float(np.mean([_wins(x[env], y[env]) for env in shared]))
-    if not (_resamples(x) and _resamples(y)):
-        return Interval(estimate, math.nan, math.nan)
-    made_up = np.mean([_wins(drawn(x[env]), drawn(y[env])) for env in shared], axis=0)
-    return _around(estimate, made_up)
+    return np.mean([_wins(x[env], y[env]) for env in x if env in y], axis=0)
 
 
 def _wins(x: Scores, y: Scores) -> Any:
     difference = x[..., :, None] - y[..., None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean((-2, -1))
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def interval(statistic: Statistic, *tables: Table, seed: int = 0) -> Interval:
+    """A statistic with its percentile interval from a stratified bootstrap, and the coverage of such intervals.
+
+    Args:
+        statistic: of as many tables as are given; each is resampled for itself.
+        tables: of one arm each.
+        seed: of the resampling.
+
+    Source: Agarwal 2021 (arXiv:2108.13264), section 4.1.
+    """
+    estimate = float(statistic(*tables))
+    if not _all_resample(tables):
+        return Interval(estimate, math.nan, math.nan, math.nan)
+    generator = np.random.default_rng(seed)
+    low, high = _bounds(statistic(*(resampled(table, generator) for table in tables)))
+    return Interval(estimate, low, high, coverage(statistic, *tables, seed=seed))
+
+
+def resampled(table: Table, generator: np.random.Generator, resamples: int = RESAMPLES) -> dict[str, Scores]:
+    """Made-up studies, `[resamples, n]`: within each environment its runs are drawn with replacement."""
+    return {env: x[generator.integers(len(x), size=(resamples, len(x)))] for env, x in table.items()}
+
+
+def coverage(statistic: Statistic, *tables: Table, seed: int = 0, simulations: int = SIMULATIONS) -> float:
+    """How often intervals of this many runs hold the truth, in studies made up like this one.
+
+    Scores are drawn from a normal distribution with each environment's own mean and deviation, so that the truth is
+    known; the percentile bootstrap with a handful of runs covers less than it says. NaN where a single run has none.
+    """
+    if not _all_resample(tables):
+        return math.nan
+    generator = np.random.default_rng(seed)
+
+    def made_up(table: Table, *studies: int, runs: int | None = None) -> dict[str, Scores]:
+        factor = 1 if runs is None else max(1.0, runs / len(pooled(table)))
+        size = {env: (*studies, round(factor * len(x))) for env, x in table.items()}
+        return {env: generator.normal(x.mean(), x.std(ddof=1), size[env]) for env, x in table.items()}
+
+    truth = float(np.mean(statistic(*(made_up(table, 16, runs=1_000) for table in tables))))
+    held = 0
+    for _ in range(simulations):
+        low, high = _bounds(statistic(*(resampled(made_up(table), generator, 400) for table in tables)))
+        held += low <= truth <= high
+    return held / simulations
+
+
+def _all_resample(tables: Sequence[Table]) -> bool:
+    """Whether drawing runs anew can show any spread: not where an environment has a single one."""
+    return all(len(scores) > 1 for table in tables for scores in table.values())
+
+
+def _bounds(made_up: Scores) -> tuple[float, float]:
+    low, high = np.quantile(made_up, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
 
 
 def performance_profile(table: Table, thresholds: Scores) -> Scores:
@@ -201,28 +228,6 @@ def overall(x: Table, y: Table) -> tuple[float, float]:
 
 
 # --- how far to trust them --------------------------------------------------------------------------------------------
-
-
-def coverage(table: Table, aggregate: Callable[[Scores], Any], seed: int = 0, simulations: int = SIMULATIONS) -> float:
-    """How often intervals of this many runs hold the truth, in studies made up like this one.
-
-    Scores are drawn from a normal distribution with each environment's own mean and deviation, so that the truth is
-    known; the percentile bootstrap with a handful of runs covers less than it says. NaN where a single run has none.
-    """
-    if not _resamples(table):
-        return math.nan
-    generator = np.random.default_rng(seed)
-    moments = {env: (x.mean(), x.std(ddof=1), len(x)) for env, x in table.items()}
-    many = 20_000
-    shares = [max(1, round(many * n / sum(n for *_, n in moments.values()))) for *_, n in moments.values()]
-    population = [generator.normal(m, s, k) for (m, s, _), k in zip(moments.values(), shares, strict=True)]
-    truth = float(aggregate(np.concatenate(population)))
-    held = 0
-    for _ in range(simulations):
-        made_up = {env: generator.normal(m, s, n) for env, (m, s, n) in moments.items()}
-        _, low, high = _around(truth, aggregate(resampled(made_up, generator, 400)))
-        held += low <= truth <= high
-    return held / simulations
 
 
 def smallest_detectable(arms: Mapping[str, Table], power: float = 0.8) -> float:

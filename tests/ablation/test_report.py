@@ -2,11 +2,13 @@
 
 import csv
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 from tiny_studies import TINY, made_up, tiny
 
+from ppo_kl.ablation import statistics
 from ppo_kl.ablation.figures import FIGURES
 from ppo_kl.ablation.numbers import headline, numbers_of
 from ppo_kl.ablation.plan import plan
@@ -30,6 +32,11 @@ def keep(folder, results):
     for result in results:
         write(result, folder / RESULTS / f"{result['id']}.json")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_simulations(monkeypatch):
+    monkeypatch.setattr(statistics, "coverage", partial(statistics.coverage, simulations=20))
 
 
 @pytest.fixture
@@ -99,6 +106,9 @@ def test_there_are_figures_summary_and_numbers_beside_it(folder):
     summary = (folder / "report.md").read_text()
     assert "| kl | 140 ± 20.0 (3) | 70.0 ± 20.0 (3) |" in summary
     assert "'kl' reaches" in summary
+    # every interval with how often such a one holds the truth
+    (row,) = (line for line in summary.splitlines() if line.startswith("| kl |") and "%" in line and "[" in line)
+    assert len(re.findall(r"−?\d\.\d\d \[−?\d\.\d\d, −?\d\.\d\d\] \d+%", row)) == 6
 
 
 def test_the_same_results_make_the_same_page(folder):
@@ -200,7 +210,7 @@ def test_one_run_alone_makes_a_report(tmp_path):
     write_report(keep(tmp_path, results))
     summary = (tmp_path / "report.md").read_text()
     assert "'kl' reaches 0.50 of 'clip' (IQM): too few runs to say more" in summary
-    assert "| kl | 0.50 | 0.50 | 0.50 | 0.50 | −0.50 | 0.00 | 0.50 | 0.50 | – |" in summary
+    assert "| kl | 0.50 | 0.50 | 0.50 | 0.50 | −0.50 | 0.00 | 0.50 | 0.50 |" in summary
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

@@ -17,6 +17,13 @@ def array(*values):
     return np.array(values, float)
 
 
+def quick_interval(statistic, *tables):
+    """Without its coverage, which takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s, "coverage", lambda *_, seed: 0.5)
+        return s.interval(statistic, *tables)
+
+
 # --- aggregates -------------------------------------------------------------------------------------------------------
 
 
@@ -31,7 +38,7 @@ def test_the_optimality_gap_does_not_credit_what_lies_above_1():
 
 def test_aggregates_go_over_all_runs_of_all_environments():
     table = {"a": array(0, 2), "b": array(4, 6, 8)}
-    assert s.interval(table, s.mean).estimate == 4.0
+    assert s.over_all(s.mean)(table) == 4.0
 
 
 finite = st.floats(-10, 10)
@@ -45,20 +52,20 @@ def test_aggregates_are_those_of_each_made_up_study(x):
 
 @given(arrays(float, st.integers(2, 20), elements=finite))
 def test_an_interval_lies_around_its_estimate_and_within_the_scores(x):
-    found = s.interval({"a": x}, s.mean)
+    found = quick_interval(s.over_all(s.mean), {"a": x})
     assert x.min() - 1e-9 <= found.low <= found.high <= x.max() + 1e-9
 
 
 def test_resampling_stays_within_an_environment():
     drawn = s.resampled({"a": array(1, 2), "b": array(10, 20, 30)}, np.random.default_rng(0), 50)
-    assert drawn.shape == (50, 5)
-    assert set(drawn[:, :2].flat) == {1, 2}
-    assert set(drawn[:, 2:].flat) == {10, 20, 30}
+    assert {env: x.shape for env, x in drawn.items()} == {"a": (50, 2), "b": (50, 3)}
+    assert set(drawn["a"].flat) == {1, 2}
+    assert set(drawn["b"].flat) == {10, 20, 30}
 
 
 def test_the_interval_of_a_mean_is_scipys_where_there_is_one_environment():
     x = np.random.default_rng(0).normal(size=30)
-    ours = s.interval({"a": x}, s.mean)
+    ours = s.interval(s.over_all(s.mean), {"a": x})
     theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=0.03), pytest.approx(theirs.high, abs=0.03))
 
@@ -66,7 +73,7 @@ def test_the_interval_of_a_mean_is_scipys_where_there_is_one_environment():
 def test_a_difference_is_as_uncertain_as_both_of_its_sides():
     generator = np.random.default_rng(0)
     x, y = ({"a": generator.normal(m, 1, 200)} for m in (0.5, 0.0))
-    found = s.difference(x, y, s.mean)
+    found = s.interval(s.difference(s.mean), x, y)
     # 1.96 · √(1 / 200 + 1 / 200)
     assert found.estimate == pytest.approx(x["a"].mean() - y["a"].mean())
     assert (found.high - found.low) / 2 == pytest.approx(0.196, rel=0.15)
@@ -74,16 +81,18 @@ def test_a_difference_is_as_uncertain_as_both_of_its_sides():
 
 def test_a_single_run_has_no_interval():
     alone = {"a": array(1, 2, 3), "b": array(4)}
-    assert s.interval(alone, s.mean).estimate == 2.5
-    assert not s.interval(alone, s.mean).known
-    assert not s.difference(alone, alone, s.mean).known
-    assert not s.probability_of_improvement(alone, alone).known
-    assert math.isnan(s.coverage(alone, s.mean))
+    found = s.interval(s.over_all(s.mean), alone)
+    assert (found.estimate, found.known, math.isnan(found.coverage)) == (2.5, False, True)
+    spread = {"a": array(1, 2, 3), "b": array(4, 5)}
+    for statistic in (s.difference(s.mean), s.probability_of_improvement):
+        assert not s.interval(statistic, alone, spread).known
+        assert not s.interval(statistic, spread, alone).known
+        assert math.isnan(s.coverage(statistic, spread, alone))
 
 
 def test_the_same_study_has_the_same_interval():
     table = {"a": array(1, 2, 3, 5)}
-    assert s.interval(table, s.iqm) == s.interval(table, s.iqm)
+    assert s.interval(s.over_all(s.iqm), table) == s.interval(s.over_all(s.iqm), table)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -104,12 +113,12 @@ def test_they_are_those_of_rliable():
         random_state=np.random.RandomState(0),
     )
     for i, name in enumerate(theirs):
-        ours = s.interval(table, s.AGGREGATES[name])
+        ours = s.interval(s.over_all(s.AGGREGATES[name]), table)
         assert ours.estimate == pytest.approx(points["x"][i], abs=5e-4)
         assert (ours.low, ours.high) == pytest.approx(tuple(bounds["x"][:, i]), abs=0.02)
     other = np.random.default_rng(8).gamma(4, 0.3, (10, 4))
     better = s.probability_of_improvement(table, {str(i): other[:, i] for i in range(4)})
-    assert better.estimate == pytest.approx(metrics.probability_of_improvement(scores, other), abs=5e-4)
+    assert better == pytest.approx(metrics.probability_of_improvement(scores, other), abs=5e-4)
     thresholds = np.linspace(0, 2, 9)
     (profile,), _ = (list(x.values()) for x in library.create_performance_profile({"x": scores}, thresholds, reps=10))
     np.testing.assert_allclose(s.performance_profile(table, thresholds), profile, atol=5e-4)
@@ -121,20 +130,20 @@ def test_they_are_those_of_rliable():
 def test_the_probability_of_improvement_counts_pairs_and_ties_half():
     # a: of 4 pairs X wins 3 (1 > 0, 3 > 0, 3 > 2); b: all ties
     x, y = {"a": array(1, 3), "b": array(5)}, {"a": array(0, 2), "b": array(5)}
-    assert s.probability_of_improvement(x, y).estimate == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert s.probability_of_improvement(x, y) == pytest.approx((3 / 4 + 1 / 2) / 2)
 
 
 def test_it_is_mann_and_whitneys_u_over_the_number_of_pairs():
     generator = np.random.default_rng(0)
     x, y = generator.normal(0.5, 1, 12), generator.normal(0, 1, 9)
     u = stats.mannwhitneyu(x, y).statistic
-    assert s.probability_of_improvement({"a": x}, {"a": y}).estimate == pytest.approx(u / (12 * 9))
+    assert s.probability_of_improvement({"a": x}, {"a": y}) == pytest.approx(u / (12 * 9))
 
 
 @given(arrays(float, 4, elements=finite), arrays(float, 5, elements=finite))
 def test_what_one_arm_wins_the_other_loses(x, y):
     p, q = (s.probability_of_improvement({"a": a}, {"a": b}) for a, b in ((x, y), (y, x)))
-    assert p.estimate + q.estimate == pytest.approx(1)
+    assert p + q == pytest.approx(1)
 
 
 def test_the_profile_is_the_share_of_runs_above_each_threshold():
@@ -197,12 +206,24 @@ def test_one_run_allows_no_overall_test():
 def test_intervals_of_many_runs_hold_the_truth_about_as_often_as_they_say():
     generator = np.random.default_rng(1)
     table = {env: generator.normal(i, 0.2, 40) for i, env in enumerate("ab")}
-    assert s.coverage(table, s.mean, simulations=300) == pytest.approx(0.95, abs=0.04)
+    other = {env: generator.normal(i + 0.1, 0.2, 40) for i, env in enumerate("ab")}
+    assert s.coverage(s.over_all(s.mean), table, simulations=1500) == pytest.approx(0.95, abs=0.04)
+    for statistic in (s.difference(s.iqm), s.probability_of_improvement):
+        assert s.coverage(statistic, table, other, simulations=1500) == pytest.approx(0.95, abs=0.04)
 
 
 def test_those_of_three_runs_hold_it_less_often():
     generator = np.random.default_rng(1)
-    assert s.coverage({"a": generator.normal(0, 1, 3)}, s.mean, simulations=300) < 0.85
+    x, y = ({"a": generator.normal(0, 1, 3)} for _ in range(2))
+    assert s.coverage(s.over_all(s.mean), x, simulations=300) < 0.85
+    for statistic in (s.difference(s.mean), s.probability_of_improvement):
+        assert s.coverage(statistic, x, y, simulations=300) < 0.93
+
+
+def test_an_interval_brings_its_coverage():
+    x, y = {"a": array(1, 2, 3, 5), "b": array(2, 4)}, {"a": array(2, 2, 3, 7), "b": array(1, 4)}
+    for statistic, tables in ((s.over_all(s.iqm), [x]), (s.difference(s.iqm), [x, y])):
+        assert s.interval(statistic, *tables).coverage == s.coverage(statistic, *tables)
 
 
 def test_the_smallest_difference_that_can_be_seen():
