@@ -111,7 +111,8 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             if _sure(test):
                 word = "better" if test.difference > 0 else "worse"
             verdict = (
-                f"difference {apart.estimate:+.2f} [{apart.low:+.2f}, {apart.high:+.2f}], {word} (p {_p(test.p_holm)})"
+                f"difference {_signed(apart.estimate)} [{_signed(apart.low)}, {_signed(apart.high)}], {word} "
+                f"(p {_p(test.p_holm)})"
             )
         where = [f"above it on {', '.join(up)}"] if up else []
         where += [f"below it on {', '.join(down)}"] if down else []
@@ -121,6 +122,10 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             f"{'; for sure ' + ' and '.join(where) if where else ''}."
         )
     return said
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3f}".replace("-", "−")
 
 
 def _p(p: float) -> str:

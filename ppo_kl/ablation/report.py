@@ -131,7 +131,7 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
         )
     note = (
         f"Scores: 0 is the initial policy, 1 the mean return of {study.reference!r} on that environment; in brackets "
-        f"{LEVEL:.0%} stratified bootstrap intervals, and behind them how often such an interval holds the truth, by "
+        f"{LEVEL:.0%} stratified bootstrap intervals, and then how often such an interval holds the truth, by "
         "simulation at this number of runs. The paper's scores have 1 at the best single run of an environment, or at "
         "the best arm's mean."
     )
@@ -241,7 +241,7 @@ def _plain(value: Any) -> str:
 def _interval(found: Interval | None) -> str:
     if found is None:
         return "–"
-    bounds = f" [{found.low:.2f}, {found.high:.2f}] {found.coverage:.0%}" if found.known else ""
+    bounds = f" [{found.low:.2f}, {found.high:.2f}]\n{found.coverage:.0%}" if found.known else ""
     return f"{found.estimate:.2f}{bounds}".replace("-", "−")
 
 
@@ -256,7 +256,7 @@ def _p(p: float) -> str:
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     cells = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells]
+    return ["| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in cells]
 
 
 def _write(path: Path, text: str) -> None:
