@@ -90,13 +90,19 @@ class Batch(NamedTuple):
         taken = self._at(index, rows)
         return taken._replace(valid=taken.valid & valid.repeat_interleave(length))
 
+    def copied(self) -> Batch:
+        """The same in memory of its own."""
+        return self._over(Tensor.clone, Tensor.clone)
+
     def _at(self, units: Tensor, rows: Tensor) -> Batch:
-        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
         # Indexing in brackets, which can do more, takes three times as long.
-        values: dict[str, Any] = {name: x.index_select(0, rows) for name, x in tensors.items()}
-        obs = over_parts(lambda x: x.index_select(0, units), self.obs)
-        state = tuple(x.index_select(0, units) for x in self.state)
-        return self._replace(**values, obs=obs, state=state)
+        return self._over(lambda x: x.index_select(0, units), lambda x: x.index_select(0, rows))
+
+    def _over(self, of_units: Callable[[Tensor], Tensor], of_rows: Callable[[Tensor], Tensor]) -> Batch:
+        """With other observations and states, of which a unit has one each, and other values, one for each row."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "obs"}
+        values: dict[str, Any] = {name: of_rows(x) for name, x in tensors.items()}
+        return self._replace(**values, obs=over_parts(of_units, self.obs), state=tuple(map(of_units, self.state)))
 
 
 def flatten(
@@ -186,14 +192,6 @@ def tensors_in(batch: Batch) -> list[tuple[str | int, Tensor]]:
     """All of them, with the name of each within its field."""
     named = [(name, x) for name, x in batch._asdict().items() if isinstance(x, Tensor) and name != "obs"]
     return [*each_part(batch.obs), *named, *enumerate(batch.state)]
-
-
-def copied(batch: Batch) -> Batch:
-    """The same in memory of its own."""
-    values: dict[str, Any] = {n: x.clone() for n, x in batch._asdict().items() if isinstance(x, Tensor) and n != "obs"}
-    return batch._replace(
-        **values, obs=over_parts(Tensor.clone, batch.obs), state=tuple(map(Tensor.clone, batch.state))
-    )
 
 
 def minibatches(

@@ -45,11 +45,13 @@ class StopAfter:
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """Names of what is not the same, bit for bit."""
     if isinstance(a, dict):
-        return [d for key in a.keys() | b.keys() for d in differences(a.get(key), b.get(key), f"{name}.{key}")]
+        alone = [f"{name}.{key}" for key in a.keys() ^ b.keys()]
+        return alone + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{name}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}.{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-    return [] if same else [name]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
+    return [] if a == b else [name]
 
 
 def last_state(folder: Path) -> dict[str, Any]:

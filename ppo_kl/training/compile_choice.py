@@ -10,14 +10,15 @@ import torch
 from ppo_kl.batch import Batch
 from ppo_kl.config import TrainConfig
 from ppo_kl.observations import Part, by_part
-from ppo_kl.training.engine import REPLAY_WARM_UPS, ReplayedStep, cannot_compile
+from ppo_kl.training.engine import ReplayedStep, cannot_compile
 from ppo_kl.training.learner import Learner
 
 SECONDS, SECONDS_GPU, SECONDS_RECURRENT = 15.0, 25.0, 90.0
 """That compiling takes without what PyTorch keeps of it on disk; sequences are unrolled, step by step."""
 SAVED, SAVED_REPLAYED = 0.8, 0.65
 """Share of a step's overhead that a compiled one does not have; of one that is launched as a CUDA graph either way."""
-WARM_UPS, TIMED = 2, 5
+TRIES = 10
+"""Steps that are timed, of which the fastest counts; one that is replayed is so from the fourth on."""
 
 
 class Choice(NamedTuple):
@@ -58,7 +59,7 @@ def overhead(learner: Learner, parts: tuple[Part, ...]) -> float:
         step = ReplayedStep(device).of("one row", step)
     seconds = []
     try:
-        for _ in range(REPLAY_WARM_UPS + WARM_UPS + TIMED):
+        for _ in range(TRIES):
             begin = time.perf_counter()
             step(batch)
             if device.type == "cuda":

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppo_kl.batch import Batch, copied, tensors_in
+from ppo_kl.batch import Batch, tensors_in
 from ppo_kl.errors import EngineWarning
 
 Step = Callable[..., None]
@@ -186,7 +186,7 @@ class ReplayedStep:
 
 def _capture(step: Step, minibatch: Batch, device: torch.device) -> Step:
     """The step as a CUDA graph, for minibatches laid out as this one; it is not run yet."""
-    held, graph = copied(minibatch), torch.cuda.CUDAGraph()
+    held, graph = minibatch.copied(), torch.cuda.CUDAGraph()
     stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     # By thread: others, as the one that writes the logs, may go on meanwhile.
     with (

@@ -210,7 +210,7 @@ def test_one_run_alone_makes_a_report(tmp_path):
     write_report(keep(tmp_path, results))
     summary = (tmp_path / "report.md").read_text()
     assert "'kl' reaches 0.50 of 'clip' (IQM): too few runs to say more" in summary
-    assert "| kl | 0.50 | 0.50 | 0.50 | 0.50 | −0.50 | 0.00 | 0.50 | 0.50 |" in summary
+    assert "| kl | 0.50 | 0.50 | 0.50 | 0.50 | −0.50 | 0.00 | 0.50 | 0.50 |\n" in summary
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

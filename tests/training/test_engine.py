@@ -10,7 +10,7 @@ import torch
 from every_family import EVERY_FAMILY
 from learner_parts import FAMILIES, batch_of, make, path_of, same_numbers, seeded
 
-from ppo_kl.batch import Batch, copied, tensors_in
+from ppo_kl.batch import Batch, tensors_in
 from ppo_kl.config.policy import PolicyConfig
 from ppo_kl.config.presets import PRESETS
 from ppo_kl.config.training import KL_STOPS, KLStop, TrainingConfig
@@ -364,7 +364,7 @@ def recorded(monkeypatch):
     CAPTURES.clear()
 
     def capture(step, minibatch, device):
-        held = copied(minibatch)
+        held = minibatch.copied()
         CAPTURES.append(held)
 
         def run(minibatch):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from forged import forge
-from torch import Tensor
+from short_runs import differences
 from toy_envs import small_agent
 
 from ppo_kl import checkpoint
@@ -22,18 +22,6 @@ def agent() -> Agent:
     return small_agent("CartPole-v1", "kl_adaptive", **EVERYTHING_ON)
 
 
-def differing(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two states differ."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        return [d for key in a for d in differing(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
-    if isinstance(a, list) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing(x, y, f"{where}/{i}")]
-    return [] if a == b else [where]
-
-
 def moved(agent: Agent) -> dict[str, Any]:
     """The state after an iteration, in which no number is as it was made."""
     agent.iterate()
@@ -44,7 +32,7 @@ def require_refused(agent: Agent, state: dict[str, Any], match: str) -> None:
     before = agent.state_dict()
     with pytest.raises(CheckpointError, match=f"(?s){match}.*nothing was loaded"):
         agent.load_state_dict(state)
-    assert not differing(before, agent.state_dict())
+    assert not differences(before, agent.state_dict())
 
 
 class Read(dict[str, Any]):
@@ -72,7 +60,7 @@ def test_a_state_is_tensors_and_plain_values_and_nothing_else(agent):
         inside = x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()
         return {type(x)}.union(*(kinds(item) for item in inside))
 
-    assert kinds(moved(agent)) <= {dict, list, Tensor, str, int, float, bool, type(None)}
+    assert kinds(moved(agent)) <= {dict, list, torch.Tensor, str, int, float, bool, type(None)}
 
 
 @pytest.mark.parametrize("part", ["", "learner", "objective", "obs_normalizer", "reward_scaler"])
@@ -119,7 +107,7 @@ def test_parameters_of_double_precision_load_equal(agent):
     wide = {name: x.double() for name, x in state["learner"]["policy"].items()}
     other = small_agent("CartPole-v1", "kl_adaptive", **EVERYTHING_ON)
     other.load_state_dict({**state, "learner": {**state["learner"], "policy": wide}})
-    assert not differing(state, other.state_dict())
+    assert not differences(state, other.state_dict())
 
 
 def test_names_that_torch_compile_gives_load_as_those_they_stand_for(agent):
@@ -130,7 +118,7 @@ def test_names_that_torch_compile_gives_load_as_those_they_stand_for(agent):
     }
     other = small_agent("CartPole-v1", "kl_adaptive", **EVERYTHING_ON)
     other.load_state_dict({**state, "learner": {**state["learner"], **compiled}})
-    assert not differing(state, other.state_dict())
+    assert not differences(state, other.state_dict())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -142,7 +130,7 @@ def test_a_checkpoint_of_a_gpu_loads_equal_on_the_cpu_and_back(tmp_path):
     on_cpu.save(tmp_path / "cpu.pt")
     back = Agent.load(tmp_path / "cpu.pt", device="cuda")
     for loaded in (on_cpu, back):
-        assert not differing({**state, "config": ""}, {**loaded.state_dict(), "config": ""})
+        assert not differences({**state, "config": ""}, {**loaded.state_dict(), "config": ""})
 
 
 def test_a_format_of_the_future_is_refused_naming_both_numbers(agent, tmp_path):
