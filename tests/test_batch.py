@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_kl.batch import Batch, Rollout, cut, flatten, layout, minibatches, sequences
+from ppo_kl.batch import Batch, Rollout, cut, flatten, layout, minibatches, sequences, tensors_in
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -285,3 +285,16 @@ def test_what_a_program_is_compiled_for_is_told_from_what_it_is_not():
     ]
     assert len({layout(batch), *map(layout, others)}) == len(others) + 1
     assert layout(batch, sizes=False) == layout(others[-1], sizes=False)
+
+
+def test_a_copy_is_equal_and_in_memory_of_its_own():
+    rows = torch.arange(4.0)
+    batch = Batch(
+        {"a": rows[:, None] + 1}, rows, rows, rows[:, None], rows, rows, rows, rows > 1, None, (rows + 2,), True
+    )
+    copy = batch.copied()
+    assert copy.all_count
+    for (name, x), (other, y) in zip(tensors_in(batch), tensors_in(copy), strict=True):
+        assert name == other
+        assert torch.equal(x, y)
+        assert x.data_ptr() != y.data_ptr()
