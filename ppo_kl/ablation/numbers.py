@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -97,6 +98,14 @@ def _mean(table: Table) -> float:
     return float(np.mean([x.mean() for x in table.values()])) if table else math.nan
 
 
+def pairs_as_published(study: Study, numbers: Numbers) -> tuple[int, list[tuple[str, str]]]:
+    """How many pairs of arms have a published score and one here; and those, the better one first, whose order is
+    another here."""
+    both = [arm for arm in study.published if arm in numbers.paper]
+    pairs = [(a, b) for a, b in itertools.combinations(both, 2) if study.published[a] > study.published[b]]
+    return len(pairs), [(b, a) for a, b in pairs if numbers.paper[a][0] <= numbers.paper[b][0]]
+
+
 def headline(study: Study, numbers: Numbers) -> list[str]:
     """What the study says, in sentences, arm by arm, the best first; and how much of it may be believed."""
     said = []
@@ -121,6 +130,10 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             f"{study.reference!r} in {numbers.improvement[arm].estimate:.0%} of pairs"
             f"{'; for sure ' + ' and '.join(where) if where else ''}."
         )
+    compared, turned = pairs_as_published(study, numbers)
+    if compared:
+        others = f"; not so: {', '.join(f'{a!r} before {b!r}' for a, b in turned)}" if turned else ""
+        said.append(f"{compared - len(turned)} of {compared} pairs of arms are in the published order{others}.")
     return said
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ppo_kl.config import TrainConfig
 from ppo_kl.config.ablation import AblationConfig
-from ppo_kl.config.checked import Settings
+from ppo_kl.config.checked import Settings, nearest
 from ppo_kl.config.part import Part
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import flat, load_config
@@ -80,6 +80,9 @@ def plan(study: AblationConfig) -> Plan:
             cells[arm, env, seed] = point.id
             if other is not point and seed == study.first_seed:
                 notices.append(f"{arm!r} on {env} is {other.arm!r} once more: run once, as {other.arm!r}")
+    for arm in study.published:
+        if arm not in arms:
+            raise ConfigError(f"published.{arm}: there is no such arm{nearest(arm, arms)}")
     return Plan(study, tuple(points.values()), cells, tuple(notices))
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,8 +110,8 @@ def _state(study: Study) -> list[str]:
 
 def sections(study: Study, numbers: Numbers) -> list[Section]:
     """The tables."""
-    made = [_aggregates(study, numbers), _by_environment(study, numbers), _tests(study, numbers), _kl(study, numbers)]
-    return [section for section in made if section.rows]
+    tables = (_aggregates, _published, _by_environment, _tests, _kl)
+    return [section for table in tables if (section := table(study, numbers)).rows]
 
 
 def _aggregates(study: Study, numbers: Numbers) -> Section:
@@ -125,8 +125,7 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
                 _interval(numbers.areas.get(arm)),
                 _interval(numbers.differences.get(arm)),
                 _interval(numbers.improvement.get(arm)),
-                f"{paper[0]:.2f}".replace("-", "−"),
-                f"{paper[1]:.2f}".replace("-", "−"),
+                *map(_score, paper),
             ]
         )
     note = (
@@ -145,6 +144,24 @@ def _aggregates(study: Study, numbers: Numbers) -> Section:
         "paper: arm",
     ]
     return Section("Scores over all environments", note, head, rows)
+
+
+def _published(study: Study, numbers: Numbers) -> Section:
+    here = {arm: numbers.paper[arm][0] for arm in study.published if arm in numbers.paper}
+    theirs = {arm: study.published[arm] for arm in here}
+    rows = []
+    for arm, score in study.published.items():
+        mine = [_score(here[arm]), _rank(arm, here), _rank(arm, theirs)] if arm in here else ["–"] * 3
+        rows.append([arm, _score(score), *mine])
+    note = (
+        f"{study.published_in}. Scores have 0 at the initial policy and 1 at the best run of an environment; they move "
+        "with every arm that is added. Ranks are among the arms that have both."
+    )
+    return Section("Beside what was published", note, ["arm", "published", "here", "rank here", "rank published"], rows)
+
+
+def _rank(arm: str, scores: Mapping[str, float]) -> str:
+    return str(1 + sum(score > scores[arm] for score in scores.values()))
 
 
 def _by_environment(study: Study, numbers: Numbers) -> Section:
@@ -243,6 +260,10 @@ def _interval(found: Interval | None) -> str:
         return "–"
     bounds = f" [{found.low:.2f}, {found.high:.2f}]\n{found.coverage:.0%}" if found.known else ""
     return f"{found.estimate:.2f}{bounds}".replace("-", "−")
+
+
+def _score(x: float) -> str:
+    return f"{x:.2f}".replace("-", "−")
 
 
 def _number(x: float) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,9 @@ class Study(NamedTuple):
     """Names of the runs that are planned and have no result, or have not come to their end."""
     remarks: list[str]
     """What else is to be known, in sentences."""
+    published: Mapping[str, float] = MappingProxyType({})
+    """Arm -> its score in a paper, the highest first."""
+    published_in: str = ""
 
     def of(self, arm: str, env: str) -> list[Result]:
         """The finished runs of an arm on an environment, by seed."""
@@ -111,7 +115,8 @@ def plan_as_json(planned: Plan) -> str:
     """What a report needs of a plan: it is read anywhere, also where the study's files and plug-ins are not."""
     study = planned.study
     cells = [[*cell, key] for cell, key in planned.cells.items()]
-    return json.dumps({"name": study.name, "reference": study.reference, "envs": study.envs, "cells": cells}) + "\n"
+    kept = {key: getattr(study, key) for key in ("name", "reference", "envs", "published", "published_in")}
+    return json.dumps(kept | {"cells": cells}) + "\n"
 
 
 def read_study(folder: Path) -> Study:
@@ -142,6 +147,7 @@ def _planned(folder: Path, results: list[Result]) -> Study:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         cells = {(arm, env, seed): key for arm, env, seed, key in plan["cells"]}
         name, reference, envs = plan["name"], plan["reference"], plan["envs"]
+        published = dict(sorted(plan.get("published", {}).items(), key=lambda item: -item[1]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{folder / PLAN}: not the plan of a study ({error!r}); run `ppo-kl ablate` again") from error
     by_id = {result["id"]: result for result in sorted(results, key=lambda result: "error" not in result)}
@@ -152,7 +158,8 @@ def _planned(folder: Path, results: list[Result]) -> Study:
         remarks.append(f"Results that are not of this study, and have no part in it: {', '.join(strangers)}.")
     gone = [f"{arm} on {env}, seed {seed}" for arm, env, seed in cells if (arm, env, seed) not in there]
     arms = list(dict.fromkeys(arm for arm, _, _ in cells))
-    return _study(name, arms, envs, reference, list(there.values()), gone, remarks)
+    study = _study(name, arms, envs, reference, list(there.values()), gone, remarks)
+    return study._replace(published=published, published_in=plan.get("published_in", ""))
 
 
 CELL = ("arm", "env", "seed")

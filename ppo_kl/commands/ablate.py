@@ -149,6 +149,8 @@ def _study(
     given |= {"set": fixed, "grid": grid}
     if base is None:
         return AblationConfig(**given)
+    if env is not None or objective is not None or changed:
+        given |= {"published": {}, "published_in": ""}  # is of the study as the file has it
     envs = given.get("envs", base.envs)
     given["for_env"] = {env: settings for env, settings in for_env.items() if env in envs}
     return dataclasses.replace(base, **{"arms": arms, **given})

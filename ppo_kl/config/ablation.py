@@ -35,6 +35,10 @@ class AblationConfig(Settings):
     """For the runs of one environment, by its name in `envs`."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Dotted key -> values; every combination makes an arm of its own of each arm whose objective has that setting."""
+    published: dict[str, float] = field(default_factory=dict)
+    """Arm -> its score in a paper, 1 at the best run of an environment, to stand beside the study's own."""
+    published_in: str = ""
+    """Where, and under which conditions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

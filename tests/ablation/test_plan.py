@@ -6,6 +6,7 @@ import hashlib
 import pytest
 
 from ppo_kl.ablation.plan import _chosen, as_name, id_of, plan
+from ppo_kl.commands.ablate import _study
 from ppo_kl.config.ablation import AblationConfig
 from ppo_kl.errors import ConfigError
 from ppo_kl.load import load_config, load_study, shipped
@@ -150,6 +151,7 @@ def test_nothing_is_left_that_a_machine_would_choose_for_itself():
         ({"seeds": 0}, "seeds=0"),
         ({"set": {"seed": 3}}, "seeds are counted"),
         ({"objectives": ("clip", "clip")}, "'clip' is named twice"),
+        ({"published": {"clop": 0.5}}, "published.clop: there is no such arm (did you mean 'clip'?)"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(changes, words):
@@ -164,6 +166,16 @@ def test_shipped_studies_can_be_planned(name):
     assert planned.study.name == name
     assert planned.study.reference in planned.arms
     assert not planned.notices
+
+
+def test_the_papers_table_stands_by_its_own_runs_alone():
+    asked = {"config": "ppo_table1", "env": None, "objective": None, "seeds": 5, "changed": (), "name": "mine"}
+    published = _study(**asked).published
+    assert len(published) == 11
+    assert max(published, key=published.get) == "clip 0.2"
+    for change in ({"env": "Hopper-v5"}, {"objective": "clip"}, {"changed": ("training.gamma=0.9",)}):
+        changed = _study(**asked | change)
+        assert (changed.published, changed.published_in) == ({}, "")
 
 
 def test_the_papers_table_has_eleven_settings_on_seven_environments_with_three_seeds():

@@ -11,7 +11,7 @@ from tiny_studies import TINY, made_up, tiny
 from ppo_kl.ablation import statistics
 from ppo_kl.ablation.figures import FIGURES
 from ppo_kl.ablation.numbers import headline, numbers_of
-from ppo_kl.ablation.plan import plan
+from ppo_kl.ablation.plan import Plan, plan
 from ppo_kl.ablation.report import write_report
 from ppo_kl.ablation.result import failure_of, write
 from ppo_kl.ablation.run import RESULTS
@@ -130,6 +130,32 @@ def test_the_headline_says_where_it_is_sure_and_where_not(tmp_path):
     assert sentence.startswith("'up' reaches 1.2")
     assert "], better (p < 0.001); a run of it beats" in sentence
     assert sentence.endswith("for sure above it on a.")
+
+
+def test_published_scores_stand_beside_those_of_the_runs(tmp_path):
+    published = {"kl": 0.7, "clip": 0.8, "kl_pi": 0.5, "none": -0.4}
+    study = tiny(objectives=("clip", "kl", "kl_pi", "none"), published=published, published_in="A paper, 3 seeds")
+    # On one environment, the best run at 200: clip 0.5, kl 1, kl_pi 0.25; none was not run.
+    returns = {"clip": 100.0, "kl": 200.0, "kl_pi": 50.0}
+    cells = {(arm, "easy", seed): f"{arm}-easy-{seed}" for arm in published for seed in range(2)}
+    (tmp_path / PLAN).write_text(plan_as_json(Plan(study, (), cells, ())).replace('"cartpole"', '"easy"'))
+    keep(tmp_path, [made_up(arm, "easy", seed, score) for arm, score in returns.items() for seed in range(2)])
+    page, summary = (path.read_text() for path in write_report(tmp_path)[:2])
+    table = summary[summary.index("## Beside what was published") : summary.index("## Returns")]
+    assert "A paper, 3 seeds. Scores have 0 at the initial policy" in table
+    assert [row for row in table.splitlines() if row.startswith("|")][2:] == [
+        "| clip | 0.80 | 0.50 | 2 | 1 |",
+        "| kl | 0.70 | 1.00 | 1 | 2 |",
+        "| kl_pi | 0.50 | 0.25 | 3 | 3 |",
+        "| none | −0.40 | – | – | – |",
+    ]
+    sentence = "2 of 3 pairs of arms are in the published order; not so: 'kl' before 'clip'."
+    assert sentence in summary
+    assert "Beside what was published" in page
+
+
+def test_nothing_is_said_of_published_scores_where_there_are_none(folder):
+    assert "published" not in write_report(folder)[1].read_text()
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
