@@ -1,12 +1,14 @@
-"""How long a plan will take, from a look at one run of each environment."""
+"""How long a plan will take, from a look at one run of each kind."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ppo_kl.ablation.plan import Point
+from ppo_kl.ablation.plan import Point, settings_of
 from ppo_kl.config import TrainConfig
 
 COMPILING = 6.0
@@ -17,40 +19,62 @@ BESIDE = 4.0
 """Seconds: to make the environments, to evaluate, to save."""
 
 
+class Iteration(NamedTuple):
+    """Seconds of one, uncompiled."""
+
+    update: float
+    beside: float
+
+
 def seconds_of(points: Sequence[Point]) -> float:
-    """Processor seconds of all points together, about: two eager iterations are timed on each environment."""
-    measured: dict[str, float] = {}
+    """Processor seconds of all points together, about: two eager iterations are timed of each kind of run.
+
+    Runs that differ in nothing but seed, length and objective are of a kind.
+    """
+    timed: dict[str, Iteration] = {}
     total = 0.0
-    for point in points:
-        if point.env not in measured:
-            measured[point.env] = _per_run(point.config)
-        total += measured[point.env]
+    for config in (point.config for point in points):
+        kind = _kind(config)
+        if kind not in timed:
+            timed[kind] = _iteration(config)
+        total += _seconds(config, timed[kind])
     return total
 
 
-def _per_run(config: TrainConfig) -> float:
+def _kind(config: TrainConfig) -> str:
+    settings = {k: v for k, v in settings_of(config).items() if k not in ("seed", "total_steps", "runtime.compile")}
+    return json.dumps({k: v for k, v in settings.items() if not k.startswith("objective.")}, default=str)
+
+
+def _iteration(config: TrainConfig) -> Iteration:
     from ppo_kl.training.agent import Agent
-    from ppo_kl.training.iteration import Iteration
+    from ppo_kl.training.iteration import Iteration as Trained
 
     class Timer:
         seconds: dict[str, float]
 
-        def on_iteration(self, state: Iteration) -> bool:
+        def on_iteration(self, state: Trained) -> bool:
             self.seconds = {phase: seconds.wall for phase, seconds in state.seconds.items()}
             return state.number < 2
 
     timer = Timer()
-    samples = config.env.num_envs * config.training.num_steps
-    eager = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile="off"))
-    agent = Agent(eager)
+    agent = Agent(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile="off")))
     try:
-        agent.learn(2 * samples, [timer])
+        agent.learn(2 * _samples(config), [timer])
     finally:
         agent.close()
+    update = timer.seconds["update"]
+    return Iteration(update, sum(timer.seconds.values()) - update)
+
+
+def _seconds(config: TrainConfig, iteration: Iteration) -> float:
     compiled = config.runtime.compile == "on"
-    update = timer.seconds["update"] * (COMPILED_SHARE if compiled else 1.0)
-    iteration = sum(timer.seconds.values()) - timer.seconds["update"] + update
-    return math.ceil(config.total_steps / samples) * iteration + BESIDE + (COMPILING if compiled else 0.0)
+    one = iteration.beside + iteration.update * (COMPILED_SHARE if compiled else 1.0)
+    return math.ceil(config.total_steps / _samples(config)) * one + BESIDE + (COMPILING if compiled else 0.0)
+
+
+def _samples(config: TrainConfig) -> int:
+    return config.env.num_envs * config.training.num_steps
 
 
 def in_words(seconds: float) -> str:

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import killing_envs
 import pytest
 from tiny_studies import TINY, numbers_in, tiny
 
@@ -191,6 +193,39 @@ def test_what_waits_is_not_begun_once_it_is_told_to_stop(number, tmp_path):
     assert len(runs) == 1
     assert json.loads(runs[0].read_text())["exit_status"] == 143  # saved
     assert list(runs[0].parent.glob("checkpoints/*.pt"))
+
+
+def test_told_a_second_time_it_ends_also_where_a_run_does_not_answer(tmp_path, monkeypatch):
+    deaf = tmp_path / "deaf"
+    monkeypatch.setenv("DEAF", str(deaf))
+    monkeypatch.setenv("PYTHONPATH", str(Path(killing_envs.__file__).parent), prepend=os.pathsep)
+    study = ["--objective", "clip", "--env", "killing_envs:Deaf", "--seeds", "1", "--set", "total_steps=100000000"]
+    told = subprocess.Popen(
+        [sys.executable, "-m", "ppo_kl", "ablate", *study, "--folder", str(tmp_path / "study")], start_new_session=True
+    )
+    end = time.monotonic() + 120
+    while not (deaf.exists() and deaf.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    worker = int(deaf.read_text())
+    os.kill(told.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits for the run to save itself
+        told.wait(timeout=3)
+    os.kill(told.pid, signal.SIGINT)
+    assert told.wait(timeout=30) == 128 + signal.SIGINT
+    end = time.monotonic() + 30
+    while _runs(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    if still_there := _runs(worker):
+        os.kill(worker, signal.SIGKILL)
+    assert not still_there
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_some_of_the_arms_can_be_run_first(tmp_path):

@@ -1,0 +1,68 @@
+"""How long a study will take, said before it is begun."""
+
+import pytest
+from tiny_studies import tiny
+
+from ppo_kl.ablation import estimate
+from ppo_kl.ablation.estimate import BESIDE, COMPILED_SHARE, COMPILING, Iteration, in_words, seconds_of
+from ppo_kl.ablation.plan import plan
+from ppo_kl.cli import main
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """An iteration takes a second to update and half a second beside it; the configurations that were looked at."""
+    looked_at = []
+
+    def iteration(config):
+        looked_at.append(config)
+        return Iteration(update=1.0, beside=0.5)
+
+    monkeypatch.setattr(estimate, "_iteration", iteration)
+    return looked_at
+
+
+def test_runs_that_differ_in_seed_length_and_objective_alone_are_timed_once(timed):
+    # 2 objectives × 2 seeds of 4 and of 8 iterations: 2 × 64 samples each
+    points = plan(tiny(grid={"total_steps": (512, 1024)})).points
+    assert seconds_of(points) == pytest.approx(4 * (4 * 1.5 + BESIDE) + 4 * (8 * 1.5 + BESIDE))
+    assert len(timed) == 1
+
+
+def test_every_other_kind_of_run_is_timed_by_itself(timed):
+    points = plan(tiny(envs=("cartpole", "pendulum"), grid={"training.num_epochs": (1, 3)})).points
+    seconds_of(points)
+    assert {(config.env.id, config.training.num_epochs) for config in timed} == {
+        ("CartPole-v1", 1),
+        ("CartPole-v1", 3),
+        ("Pendulum-v1", 1),
+        ("Pendulum-v1", 3),
+    }
+    assert len(timed) == 4
+
+
+def test_compiled_runs_are_reckoned_with_what_compiling_costs_and_saves(timed):
+    (point,) = plan(tiny(objectives=("clip",), seeds=1, set={"runtime.compile": "on", "total_steps": 100_000})).points
+    iterations = -(-100_000 // (point.config.env.num_envs * point.config.training.num_steps))
+    assert seconds_of([point]) == pytest.approx(iterations * (0.5 + COMPILED_SHARE) + BESIDE + COMPILING)
+
+
+def test_a_plan_with_its_time_is_printed_and_nothing_is_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    folder = tmp_path / "study"
+    study = ["--objective", "clip,kl_adaptive", "--env", "cartpole", "--seeds", "2", "--set", "total_steps=512"]
+    assert main(["ablate", *study, "--folder", str(folder), "--parallel", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for arm in ("clip", "kl_adaptive"):
+        assert f"{arm} " in out
+    assert out.count("2 of 2 runs, 512 steps") == 2
+    assert "4 runs to do, 2 side by side: about " in out
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 seconds"), (89, "89 seconds"), (90, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours")],
+)
+def test_a_duration_is_said_as_people_say_it(seconds, words):
+    assert in_words(seconds) == words
