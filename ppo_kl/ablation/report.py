@@ -22,6 +22,7 @@ from ppo_kl.ablation.study import Study, csv_of, read_study
 from ppo_kl.atomic import write_atomically
 from ppo_kl.errors import OutputError
 
+MISSING_SHOWN = 10
 PAGE, SUMMARY, CSV, FIGURES = "report.html", "report.md", "results.csv", "figures"
 
 
@@ -104,7 +105,7 @@ def summary_of(study: Study, numbers: Numbers, drawn: dict[str, tuple[str, str]]
 def _state(study: Study) -> list[str]:
     lines = [f"{len(study.results)} finished runs: {len(study.arms)} arms on {len(study.envs)} environments."]
     if study.missing:
-        lines.append(f"**{len(study.missing)} planned runs are missing** and have no part in any number.")
+        lines.append(f"**{sum(study.missing.values())} planned runs are missing** and have no part in any number.")
     return lines
 
 
@@ -236,8 +237,8 @@ def trust(study: Study, numbers: Numbers) -> list[str]:
     for result in study.failures:
         lines.append(f"Failed: {result['arm']} on {result['env']}, seed {result['seed']}: {last_line(result['error'])}")
     if study.missing:
-        shown = "; ".join(study.missing[:10])
-        lines.append(f"Missing: {shown}{' and others' if len(study.missing) > 10 else ''}.")
+        first = list(study.missing)[:MISSING_SHOWN]
+        lines.append(f"Missing: {'; '.join(first)}{' and others' if len(study.missing) > len(first) else ''}.")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppo_kl.ablation.plan import Plan
+from ppo_kl.ablation.plan import Cell, Plan
 from ppo_kl.ablation.result import Result, read, result_of_run
 from ppo_kl.ablation.run import RESULTS, RUNS
 from ppo_kl.ablation.statistics import Scores, Table
@@ -34,8 +35,9 @@ class Study(NamedTuple):
     results: list[Result]
     """Of the finished runs, by arm, environment and seed."""
     failures: list[Result]
-    missing: list[str]
-    """Names of the runs that are planned and have no result, or have not come to their end."""
+    missing: dict[str, int]
+    """What is planned and has no result, or has not come to its end, with its number of runs: a run, or an arm of which
+    there is none."""
     remarks: list[str]
     """What else is to be known, in sentences."""
     published: Mapping[str, float] = MappingProxyType({})
@@ -130,7 +132,7 @@ def read_study(folder: Path) -> Study:
     if (folder / PLAN).is_file():
         study = _planned(folder, results)
     elif results:
-        study = _found(folder.resolve().name, results, [])
+        study = _found(folder.resolve().name, results, {})
     else:
         study = _by_hand(folder)
     if not study.results:
@@ -156,8 +158,8 @@ def _planned(folder: Path, results: list[Result]) -> Study:
     remarks = []
     if strangers := sorted({result["id"] for result in results} - known):
         remarks.append(f"Results that are not of this study, and have no part in it: {', '.join(strangers)}.")
-    gone = [f"{arm} on {env}, seed {seed}" for arm, env, seed in cells if (arm, env, seed) not in there]
     arms = list(dict.fromkeys(arm for arm, _, _ in cells))
+    gone = _missing([cell for cell in cells if cell not in there], Counter(arm for arm, _, _ in cells))
     study = _study(name, arms, envs, reference, list(there.values()), gone, remarks)
     return study._replace(published=published, published_in=plan.get("published_in", ""))
 
@@ -165,7 +167,15 @@ def _planned(folder: Path, results: list[Result]) -> Study:
 CELL = ("arm", "env", "seed")
 
 
-def _found(name: str, results: list[Result], missing: list[str]) -> Study:
+def _missing(cells: list[Cell], planned: Counter[str]) -> dict[str, int]:
+    """Arms that were not begun are told as such, of others each run."""
+    by_arm = Counter(arm for arm, _, _ in cells)
+    whole = {arm: n for arm, n in by_arm.items() if n == planned[arm] > 1}
+    runs = {f"{arm} on {env}, seed {seed}": 1 for arm, env, seed in cells if arm not in whole}
+    return runs | {f"all {n} runs of {arm}": n for arm, n in whole.items()}
+
+
+def _found(name: str, results: list[Result], missing: dict[str, int]) -> Study:
     """By what the results say of themselves."""
     arms, envs = (sorted({result[key] for result in results}) for key in ("arm", "env"))
     return _study(name, arms, envs, "clip", results, missing, [])
@@ -181,7 +191,9 @@ def _by_hand(folder: Path) -> Study:
             for result in mine:
                 result["arm"] += f" {key.rpartition('.')[2]}={result['settings'].get(key)}"
     return _found(
-        folder.resolve().name, done, [f"{run} (not finished, or damaged)" for run, result in runs.items() if not result]
+        folder.resolve().name,
+        done,
+        {f"{run} (not finished, or damaged)": 1 for run, found in runs.items() if not found},
     )
 
 
@@ -204,7 +216,7 @@ def _study(
     envs: list[str],
     reference: str,
     results: list[Result],
-    missing: list[str],
+    missing: dict[str, int],
     remarks: list[str],
 ) -> Study:
     finished = sorted(

@@ -164,16 +164,30 @@ def test_nothing_is_said_of_published_scores_where_there_are_none(folder):
 def test_what_failed_or_is_missing_is_said_and_has_no_part_in_any_number(tmp_path):
     planned = plan(tiny())
     (tmp_path / PLAN).write_text(plan_as_json(planned))
-    first, second, third, _ = planned.points
+    first, second, third, fourth = planned.points
     keep(tmp_path, [made_up(p.arm, p.env, p.seed, 100.0, id=p.id) for p in (first, second)])
     keep(tmp_path, [failure_of(third, "Traceback\nValueError: not by chance")])
     study = read_study(tmp_path)
-    assert (len(study.results), len(study.failures), len(study.missing)) == (2, 1, 1)
+    assert (len(study.results), len(study.failures), study.missing) == (
+        2,
+        1,
+        {f"{fourth.arm} on {fourth.env}, seed {fourth.seed}": 1},
+    )
     page = write_report(tmp_path)[0].read_text()
     assert "1 planned runs are missing" in page
     assert "ValueError: not by chance" in page
     states = [row["state"] for row in csv.DictReader((tmp_path / "results.csv").read_text().splitlines())]
     assert states == ["finished", "finished", "failed"]
+
+
+def test_an_arm_that_was_not_begun_is_missing_as_a_whole(tmp_path):
+    planned = plan(tiny())
+    (tmp_path / PLAN).write_text(plan_as_json(planned))
+    keep(tmp_path, [made_up(p.arm, p.env, p.seed, 100.0, id=p.id) for p in planned.points if p.arm == "clip"][:1])
+    page, summary = (path.read_text() for path in write_report(tmp_path)[:2])
+    for text in (page, summary):
+        assert "3 planned runs are missing" in text
+        assert "Missing: clip on cartpole, seed 1; all 2 runs of kl_adaptive." in text
 
 
 def test_the_plan_alone_says_what_a_result_is_of(tmp_path):
