@@ -5,13 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppo_kl.ablation import statistics
 from ppo_kl.ablation.statistics import AGGREGATES, Interval, Scale, Table, Test, interval
 from ppo_kl.ablation.study import Study, area, last100
+
+
+class Pair(NamedTuple):
+    """Two arms whose order was published."""
+
+    better: str
+    """As published."""
+    worse: str
+    kept: bool
+    """Whether it is so here, by the paper's score with 1 at the best run."""
+    share: float
+    """Of studies made up by resampling these runs, in which it is so."""
 
 
 class Numbers(NamedTuple):
@@ -43,6 +55,8 @@ class Numbers(NamedTuple):
     """Mean |ln(KL / target)| of each run; of arms with a target."""
     implied: dict[str, Table]
     """Median λ that each run's objective amounted to."""
+    pairs: list[Pair]
+    """Of the arms that have a published score."""
 
 
 def numbers_of(study: Study) -> Numbers:
@@ -56,7 +70,7 @@ def numbers_of(study: Study) -> Numbers:
     papers = []
     for best in (statistics.best_run, statistics.best_arm):
         of_paper = {env: s for env, s in statistics.scales(returns, initial, best).items() if env in scale}
-        papers.append({arm: _mean(table) for arm, table in statistics.scored(complete, of_paper).items()})
+        papers.append(statistics.scored({arm: complete[arm] for arm in whole}, of_paper))
     reference = whole.get(study.reference, {})
     others = {arm: table for arm, table in whole.items() if reference and arm != study.reference}
     overall = {arm: statistics.overall(table, reference) for arm, table in others.items()}
@@ -69,7 +83,7 @@ def numbers_of(study: Study) -> Numbers:
             arm: {name: interval(statistics.over_all(aggregate), table) for name, aggregate in AGGREGATES.items()}
             for arm, table in whole.items()
         },
-        {arm: (papers[0][arm], papers[1][arm]) for arm in whole},
+        {arm: (float(_mean(papers[0][arm])), float(_mean(papers[1][arm]))) for arm in whole},
         _areas(study, scale),
         {arm: interval(statistics.difference(statistics.iqm), table, reference) for arm, table in others.items()},
         {arm: Test(d, p, q) for (arm, (d, p)), q in zip(overall.items(), corrected, strict=True)},
@@ -79,6 +93,7 @@ def numbers_of(study: Study) -> Numbers:
         study.table(lambda result: result["kl"]["median"]),
         study.table(lambda result: result["kl"]["tracking_error"]),
         study.table(lambda result: result["kl"]["implied_lambda"]),
+        _pairs(study.published, papers[0]),
     )
 
 
@@ -93,17 +108,21 @@ def _areas(study: Study, scale: Mapping[str, Scale]) -> dict[str, Interval]:
     return {arm: interval(statistics.over_all(statistics.iqm), table) for arm, table in scored.items() if table}
 
 
-def _mean(table: Table) -> float:
-    """Over environments, of which each counts alike."""
-    return float(np.mean([x.mean() for x in table.values()])) if table else math.nan
+def _mean(table: Table, axis: int | None = None) -> Any:
+    """Over environments, of which each counts alike; of a table's runs, or of those of every made-up study."""
+    return np.mean([x.mean(axis) for x in table.values()], axis=0)
 
 
-def pairs_as_published(study: Study, numbers: Numbers) -> tuple[int, list[tuple[str, str]]]:
-    """How many pairs of arms have a published score and one here; and those, the better one first, whose order is
-    another here."""
-    both = [arm for arm in study.published if arm in numbers.paper]
-    pairs = [(a, b) for a, b in itertools.combinations(both, 2) if study.published[a] > study.published[b]]
-    return len(pairs), [(b, a) for a, b in pairs if numbers.paper[a][0] <= numbers.paper[b][0]]
+def _pairs(published: Mapping[str, float], scores: Mapping[str, Table]) -> list[Pair]:
+    """Of the arms that have a published score and one here."""
+    both = [arm for arm in published if arm in scores]
+    generator = np.random.default_rng(0)
+    made_up = {arm: _mean(statistics.resampled(scores[arm], generator), axis=-1) for arm in both}
+    return [
+        Pair(a, b, bool(_mean(scores[a]) > _mean(scores[b])), float(np.mean(made_up[a] > made_up[b])))
+        for a, b in itertools.combinations(both, 2)
+        if published[a] > published[b]
+    ]
 
 
 def headline(study: Study, numbers: Numbers) -> list[str]:
@@ -130,11 +149,20 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
             f"{study.reference!r} in {numbers.improvement[arm].estimate:.0%} of pairs"
             f"{'; for sure ' + ' and '.join(where) if where else ''}."
         )
-    compared, turned = pairs_as_published(study, numbers)
-    if compared:
-        others = f"; not so: {', '.join(f'{a!r} before {b!r}' for a, b in turned)}" if turned else ""
-        said.append(f"{compared - len(turned)} of {compared} pairs of arms are in the published order{others}.")
+    if numbers.pairs:
+        said.append(_order(numbers.pairs))
     return said
+
+
+def _order(pairs: list[Pair]) -> str:
+    kept, turned = ([pair for pair in pairs if pair.kept == as_published] for as_published in (True, False))
+    sure = sum(pair.share >= statistics.LEVEL for pair in kept)
+    others = ", ".join(f"{worse!r} before {better!r} ({1 - share:.0%})" for better, worse, _, share in turned)
+    return (
+        f"{len(kept)} of {len(pairs)} pairs of arms are in the published order, {sure} of them for sure (in at least "
+        f"{statistics.LEVEL:.0%} of studies made up by resampling these runs)"
+        f"{'; in the other: ' + others if others else ''}."
+    )
 
 
 def _signed(x: float) -> str:
