@@ -265,6 +265,9 @@ def _steering(study: Study, numbers: Numbers) -> Figure | None:
     most = max(len(table) for _, table in shown)
     figure = Figure(figsize=(WIDTH, 0.9 + 0.33 * most), layout="constrained")
     for axes, (title, table) in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown, strict=True):
+        if title.startswith("λ"):  # before anything is drawn: margins are those of the scale
+            axes.set_xscale("symlog", linthresh=0.01)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         for i, (arm, by_env) in enumerate(table.items()):
             x: Scores = np.concatenate(list(by_env.values()))
             axes.plot(x, np.full(len(x), i), linestyle="none", markersize=5, alpha=0.5, **looks[arm])
@@ -272,9 +275,6 @@ def _steering(study: Study, numbers: Numbers) -> Figure | None:
         axes.set_title(title)
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_yticks(range(len(table)), list(table))
-        if table is shown[-1][1] and title.startswith("λ"):
-            axes.set_xscale("symlog", linthresh=0.01)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return figure
 
 
