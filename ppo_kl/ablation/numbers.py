@@ -156,11 +156,11 @@ def headline(study: Study, numbers: Numbers) -> list[str]:
 
 def _order(pairs: list[Pair]) -> str:
     kept, turned = ([pair for pair in pairs if pair.kept == as_published] for as_published in (True, False))
-    sure = sum(pair.share >= statistics.LEVEL for pair in kept)
+    firm = sum(pair.share >= statistics.LEVEL for pair in kept)
     others = ", ".join(f"{worse!r} before {better!r} ({1 - share:.0%})" for better, worse, _, share in turned)
     return (
-        f"{len(kept)} of {len(pairs)} pairs of arms are in the published order, {sure} of them for sure (in at least "
-        f"{statistics.LEVEL:.0%} of studies made up by resampling these runs)"
+        f"{len(kept)} of {len(pairs)} pairs of arms are in the published order, {firm} of them in at least "
+        f"{statistics.LEVEL:.0%} of studies made up by resampling these runs"
         f"{'; in the other: ' + others if others else ''}."
     )
 

@@ -151,7 +151,7 @@ def test_published_scores_stand_beside_those_of_the_runs(tmp_path):
         "| kl_pi | 0.50 | 0.25 | 3 | 3 |",
         "| none | −0.40 | – | – | – |",
     ]
-    assert "2 of 3 pairs of arms are in the published order, 2 of them for sure" in summary
+    assert "2 of 3 pairs of arms are in the published order, 2 of them in at least 95% of studies" in summary
     assert "; in the other: 'kl' before 'clip' (100%).\n" in summary
     assert "Beside what was published" in page
 
