@@ -52,6 +52,10 @@ class AblationConfig(Settings):
         for name in self.for_env:
             if name not in self.envs:
                 raise ConfigError(f"for_env.{name}: not one of envs, {', '.join(self.envs)}", "for_env")
+        if bool(self.published) != bool(self.published_in):
+            raise ConfigError(
+                "published: scores, and in published_in where they come from: one without the other", "published"
+            )
         for key, values in self.grid.items():
             if not values:
                 raise ConfigError(f"grid.{key}: needs at least one value", "grid")

@@ -151,7 +151,12 @@ def test_nothing_is_left_that_a_machine_would_choose_for_itself():
         ({"seeds": 0}, "seeds=0"),
         ({"set": {"seed": 3}}, "seeds are counted"),
         ({"objectives": ("clip", "clip")}, "'clip' is named twice"),
-        ({"published": {"clop": 0.5}}, "published.clop: there is no such arm (did you mean 'clip'?)"),
+        ({"published": {"clip": 0.5}}, "in published_in where they come from: one without the other"),
+        ({"published_in": "A paper"}, "in published_in where they come from: one without the other"),
+        (
+            {"published": {"clop": 0.5}, "published_in": "A paper"},
+            "published.clop: there is no such arm (did you mean 'clip'?)",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(changes, words):

@@ -157,7 +157,7 @@ def test_published_scores_stand_beside_those_of_the_runs(tmp_path):
 
 
 def test_how_sure_an_order_is_comes_from_resampling_the_runs(tmp_path):
-    study = tiny(objectives=("clip", "kl"), envs=("easy",), published={"kl": 0.7, "clip": 0.8})
+    study = tiny(objectives=("clip", "kl"), envs=("easy",), published={"kl": 0.7, "clip": 0.8}, published_in="A paper")
     returns = {"clip": [100.0, 300.0], "kl": [150.0, 150.0]}
     cells = {(arm, "easy", seed): f"{arm}-easy-{seed}" for arm in returns for seed in range(2)}
     (tmp_path / PLAN).write_text(plan_as_json(Plan(study, (), cells, ())))
