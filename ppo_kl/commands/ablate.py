@@ -77,7 +77,7 @@ def ablate(
     wanted = _wanted(arms, planned.arms)
     if dry_run:
         left = missing(planned, [folder / RESULTS, *known])
-        _show(planned, [point for point in left if point.arm in wanted], parallel, console)
+        _show(planned, left, wanted, parallel, console)
         return 0
     from ppo_kl.ablation.carry_out import carry_out
     from ppo_kl.training import run_folder
@@ -190,25 +190,30 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _show(planned: Any, points: Any, parallel: int | None, console: Console) -> None:
-    """The plan as a table: what there is, what is missing, and about how long that takes."""
+def _show(planned: Any, left: Any, wanted: Sequence[str], parallel: int | None, console: Console) -> None:
+    """The plan as tables: what there is, what is missing, what would be run now, and about how long that takes."""
     from ppo_kl.ablation.estimate import in_words, seconds_of
     from ppo_kl.envs.cores import cores_allowed
 
-    table = Table("arm", *planned.study.envs, box=None)
-    left = {point.id for point in points}
-    for arm in planned.arms:
-        cells = []
-        for env in planned.study.envs:
-            mine = [point for point in planned.points if (point.arm, point.env) == (arm, env)]
-            missing_here = sum(point.id in left for point in mine)
-            steps = f"{mine[0].config.total_steps:,} steps" if mine else "as another arm"
-            cells.append(f"{missing_here} of {len(mine)} runs, {steps}" if mine else steps)
-        table.add_row(arm, *cells)
-    console.print(table)
+    points = [point for point in left if point.arm in wanted]
+    for title, key, names in (("arm", "arm", planned.arms), ("environment", "env", planned.study.envs)):
+        console.print(_counts(title, key, names, planned, left, points))
+        console.print()
     side_by_side = min(parallel or cores_allowed(), max(len(points), 1))
     about = in_words(seconds_of(points) / side_by_side)
     console.print(f"{len(points)} runs to do, {side_by_side} side by side: about {about}")
+
+
+def _counts(title: str, key: str, names: Sequence[str], planned: Any, left: Any, points: Any) -> Table:
+    table = Table(title, box=None)
+    for column in ("runs", "finished", "to do now", "steps of a run"):
+        table.add_column(column, justify="right")
+    for name in names:
+        mine, missing, now = ([p for p in some if getattr(p, key) == name] for some in (planned.points, left, points))
+        steps = sorted({point.config.total_steps for point in mine})
+        shown = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1]))) if steps else "as another arm"
+        table.add_row(name, *map(str, (len(mine), len(mine) - len(missing), len(now))), shown)
+    return table
 
 
 def main(arguments: list[str]) -> int:

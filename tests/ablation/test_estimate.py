@@ -1,12 +1,14 @@
 """How long a study will take, said before it is begun."""
 
 import pytest
-from tiny_studies import tiny
+from tiny_studies import TINY, made_up, tiny
 
 from ppo_kl.ablation import estimate
 from ppo_kl.ablation.estimate import BESIDE, COMPILED_SHARE, COMPILING, Iteration, in_words, seconds_of
 from ppo_kl.ablation.plan import plan
+from ppo_kl.ablation.result import write
 from ppo_kl.cli import main
+from ppo_kl.load import load_study
 
 
 @pytest.fixture
@@ -48,16 +50,31 @@ def test_compiled_runs_are_reckoned_with_what_compiling_costs_and_saves(timed):
 
 
 def test_a_plan_with_its_time_is_printed_and_nothing_is_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     folder = tmp_path / "study"
-    study = ["--objective", "clip,kl_adaptive", "--env", "cartpole", "--seeds", "2", "--set", "total_steps=512"]
-    assert main(["ablate", *study, "--folder", str(folder), "--parallel", "2", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    for arm in ("clip", "kl_adaptive"):
-        assert f"{arm} " in out
-    assert out.count("2 of 2 runs, 512 steps") == 2
-    assert "4 runs to do, 2 side by side: about " in out
+    (first, *_) = plan(tiny()).points
+    write(made_up(first.arm, first.env, first.seed, 100.0, id=first.id), tmp_path / "known" / "first.json")
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    study = ["--objective", "clip,kl_adaptive", "--env", "cartpole", "--seeds", "2", *settings]
+    more = ["--known", str(tmp_path / "known"), "--arms", "clip", "--parallel", "1", "--dry-run"]
+    assert main(["ablate", *study, "--folder", str(folder), *more]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # runs, finished, to do now
+    assert ["clip", "2", "1", "1", "512"] in lines
+    assert ["kl_adaptive", "2", "0", "0", "512"] in lines
+    assert ["cartpole", "4", "1", "1", "512"] in lines
+    assert lines[-1][:9] == ["1", "runs", "to", "do,", "1", "side", "by", "side:", "about"]
     assert not folder.exists()
+
+
+def test_the_papers_table_fits_a_terminal(timed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["ablate", "--config", "ppo_table1", "--folder", str(tmp_path), "--parallel", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(f"\n {env} " in out for env in plan(load_study("ppo_table1")).study.envs)
+    assert "231 runs to do, 2 side by side" in out
+    assert len(timed) == 7
 
 
 @pytest.mark.parametrize(
