@@ -145,7 +145,7 @@ def _profile(study: Study, numbers: Numbers) -> Figure | None:
     axes.set_xlabel(f"score τ (1: the mean of {study.reference})")
     axes.set_ylabel("share of runs above τ")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.legend(fontsize=10, loc="lower left")
+    axes.legend(fontsize=10, loc="best")
     return figure
 
 
