@@ -19,8 +19,8 @@ BESIDE = 4.0
 """Seconds: to make the environments, to evaluate, to save."""
 
 
-class Iteration(NamedTuple):
-    """Seconds of one, uncompiled."""
+class Seconds(NamedTuple):
+    """Of an iteration that is not compiled."""
 
     update: float
     beside: float
@@ -31,7 +31,7 @@ def seconds_of(points: Sequence[Point]) -> float:
 
     Runs that differ in nothing but seed, length and objective are of a kind.
     """
-    timed: dict[str, Iteration] = {}
+    timed: dict[str, Seconds] = {}
     total = 0.0
     for config in (point.config for point in points):
         kind = _kind(config)
@@ -46,35 +46,31 @@ def _kind(config: TrainConfig) -> str:
     return json.dumps({k: v for k, v in settings.items() if not k.startswith("objective.")}, default=str)
 
 
-def _iteration(config: TrainConfig) -> Iteration:
+def _iteration(config: TrainConfig) -> Seconds:
     from ppo_kl.training.agent import Agent
-    from ppo_kl.training.iteration import Iteration as Trained
+    from ppo_kl.training.iteration import Iteration
 
     class Timer:
         seconds: dict[str, float]
 
-        def on_iteration(self, state: Trained) -> bool:
+        def on_iteration(self, state: Iteration) -> bool:
             self.seconds = {phase: seconds.wall for phase, seconds in state.seconds.items()}
             return state.number < 2
 
     timer = Timer()
     agent = Agent(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile="off")))
     try:
-        agent.learn(2 * _samples(config), [timer])
+        agent.learn(2 * config.rollout_size, [timer])
     finally:
         agent.close()
     update = timer.seconds["update"]
-    return Iteration(update, sum(timer.seconds.values()) - update)
+    return Seconds(update, sum(timer.seconds.values()) - update)
 
 
-def _seconds(config: TrainConfig, iteration: Iteration) -> float:
+def _seconds(config: TrainConfig, iteration: Seconds) -> float:
     compiled = config.runtime.compile == "on"
     one = iteration.beside + iteration.update * (COMPILED_SHARE if compiled else 1.0)
-    return math.ceil(config.total_steps / _samples(config)) * one + BESIDE + (COMPILING if compiled else 0.0)
-
-
-def _samples(config: TrainConfig) -> int:
-    return config.env.num_envs * config.training.num_steps
+    return math.ceil(config.total_steps / config.rollout_size) * one + BESIDE + (COMPILING if compiled else 0.0)
 
 
 def in_words(seconds: float) -> str:

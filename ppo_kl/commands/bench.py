@@ -69,7 +69,7 @@ def measured(settings: TrainConfig, workload: str, steps: int, warmup: int, prof
     from ppo_kl.bench.timed import Timed
     from ppo_kl.training.trainer import train
 
-    rows = settings.env.num_envs * settings.training.num_steps
+    rows = settings.rollout_size
     meter = Meter(max(1, round(steps / rows)), warmup)
     wanted = meter.total_iterations + (PROFILED if profile else 0)
     timed, profiler = Timed(meter, last=wanted), Profiler(after=meter.total_iterations)

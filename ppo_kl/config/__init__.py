@@ -57,7 +57,7 @@ class TrainConfig(Settings):
         super().__post_init__()
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
-        samples = self.env.num_envs * self.training.num_steps
+        samples = self.rollout_size
         if samples > MAX_SAMPLES:
             raise ConfigError(
                 f"training.num_steps={self.training.num_steps!r}: times env.num_envs={self.env.num_envs!r} is "
@@ -72,9 +72,14 @@ class TrainConfig(Settings):
                 "training",
             )
 
+    @property
+    def rollout_size(self) -> int:
+        """Samples that an update is made of."""
+        return self.env.num_envs * self.training.num_steps
+
     def planned_gradient_steps(self, num_steps: int) -> int:
         """Iterations · epochs · minibatches in `num_steps` environment steps."""
-        training, samples = self.training, self.env.num_envs * self.training.num_steps
+        training, samples = self.training, self.rollout_size
         return -(-num_steps // samples) * training.num_epochs * -(-samples // training.minibatch_size)
 
     def _require_workers_for_something(self) -> None:

@@ -72,7 +72,7 @@ def finished(result: dict[str, float | None]) -> str:
 
 def _what_runs(agent: Agent) -> str:
     config = agent.config
-    samples = config.env.num_envs * config.training.num_steps
+    samples = config.rollout_size
     whole = f" in one minibatch, not of {size}" if (size := config.training.minibatch_size) > samples else ""
     workers = f", {n} worker{'s' if n > 1 else ''}" if (n := config.runtime.num_workers) else ""
     return (

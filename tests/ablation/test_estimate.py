@@ -4,7 +4,7 @@ import pytest
 from tiny_studies import TINY, made_up, tiny
 
 from ppo_kl.ablation import estimate
-from ppo_kl.ablation.estimate import BESIDE, COMPILED_SHARE, COMPILING, Iteration, in_words, seconds_of
+from ppo_kl.ablation.estimate import BESIDE, COMPILED_SHARE, COMPILING, Seconds, in_words, seconds_of
 from ppo_kl.ablation.plan import plan
 from ppo_kl.ablation.result import write
 from ppo_kl.cli import main
@@ -18,7 +18,7 @@ def timed(monkeypatch):
 
     def iteration(config):
         looked_at.append(config)
-        return Iteration(update=1.0, beside=0.5)
+        return Seconds(update=1.0, beside=0.5)
 
     monkeypatch.setattr(estimate, "_iteration", iteration)
     return looked_at

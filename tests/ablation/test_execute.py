@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import killing_envs
 import pytest
 from tiny_studies import TINY, numbers_in, tiny
+from waiting import eventually, gone
 
 from ppo_kl.ablation.execute import EXECUTORS, Options, jobs_of, missing
 from ppo_kl.ablation.plan import plan
@@ -150,9 +150,7 @@ def command(folder, *more):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_half_way_and_run_again_it_gives_the_same_results(number, reference, tmp_path):
     killed = subprocess.Popen(command(tmp_path), start_new_session=True, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not any((tmp_path / "runs").rglob("metrics.jsonl")) and time.monotonic() < end:
-        time.sleep(0.02)
+    assert eventually(lambda: any((tmp_path / "runs").rglob("metrics.jsonl")), 120)
     os.kill(killed.pid, number)
     killed.communicate(timeout=60)
     assert killed.returncode == (-number if number == signal.SIGKILL else 128 + number)
@@ -182,9 +180,7 @@ def test_what_waits_is_not_begun_once_it_is_told_to_stop(number, tmp_path):
     told = subprocess.Popen(
         [*study, "--folder", str(tmp_path)], start_new_session=True, stdout=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 120
-    while not any((tmp_path / "runs").rglob("metrics.jsonl")) and time.monotonic() < end:
-        time.sleep(0.05)
+    assert eventually(lambda: any((tmp_path / "runs").rglob("metrics.jsonl")), 120)
     os.kill(told.pid, number)
     out, _ = told.communicate(timeout=60)
     assert told.returncode == 128 + number
@@ -203,29 +199,16 @@ def test_told_a_second_time_it_ends_also_where_a_run_does_not_answer(tmp_path, m
     told = subprocess.Popen(
         [sys.executable, "-m", "ppo_kl", "ablate", *study, "--folder", str(tmp_path / "study")], start_new_session=True
     )
-    end = time.monotonic() + 120
-    while not (deaf.exists() and deaf.read_text()) and time.monotonic() < end:
-        time.sleep(0.05)
+    assert eventually(lambda: deaf.exists() and deaf.read_text(), 120)
     worker = int(deaf.read_text())
     os.kill(told.pid, signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):  # it waits for the run to save itself
         told.wait(timeout=3)
     os.kill(told.pid, signal.SIGINT)
     assert told.wait(timeout=30) == 128 + signal.SIGINT
-    end = time.monotonic() + 30
-    while _runs(worker) and time.monotonic() < end:
-        time.sleep(0.05)
-    if still_there := _runs(worker):
+    if not (ended := eventually(lambda: gone(worker), 30)):
         os.kill(worker, signal.SIGKILL)
-    assert not still_there
-
-
-def _runs(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    assert ended
 
 
 def test_some_of_the_arms_can_be_run_first(tmp_path):

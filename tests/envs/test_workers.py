@@ -24,6 +24,7 @@ from faulty_envs import Masked
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_envs import SEED
+from waiting import eventually, gone
 
 from ppo_kl.envs.autoreset import Environments
 from ppo_kl.envs.guard import GuardedEnv
@@ -110,21 +111,6 @@ def error_of(
     assert not multiprocessing.active_children()
     assert type(told.value) is error
     return str(told.value)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process is no more, or only waits for somebody to read its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def eventually(what: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return what()
 
 
 @pytest.fixture(autouse=True)

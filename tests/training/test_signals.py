@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from short_runs import STEPS, config, differences, last_state, metadata, rows
+from waiting import eventually
 
 from ppo_kl import checkpoint
 from ppo_kl.envs.autoreset import Environments
@@ -271,13 +272,6 @@ def started(*words: str, path: Path | None = None, **kwargs: Any) -> subprocess.
     return subprocess.Popen([*PROGRAM, *words], env=env, **pipes, **kwargs)
 
 
-def eventually(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (found := what()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
 BEFORE_TRAINING = {
     "while a module is imported": ("import os, signal; os.kill(os.getpid(), signal.{})", ["--plugin", "mine"]),
     "while environments are made": (
@@ -302,7 +296,7 @@ def test_before_training_begins_it_ends_with_one_line_and_creates_nothing(tmp_pa
 def test_ctrl_c_to_the_whole_group_stops_a_run_with_processes_which_goes_on_as_if_it_had_not_come(tmp_path):
     process = started(*settings(tmp_path, **{"env.vectorization": "async"}), start_new_session=True)
     try:
-        assert eventually(lambda: [f for f in tmp_path.rglob("metrics.jsonl") if f.read_text().count("\n") > 2])
+        assert eventually(lambda: [f for f in tmp_path.rglob("metrics.jsonl") if f.read_text().count("\n") > 2], 60)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
